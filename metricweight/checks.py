@@ -1,0 +1,37 @@
+"""What entry points require of what they are given, and the words they fail with: asked, came, do."""
+
+import difflib
+from collections.abc import Iterable
+
+from torch import Tensor
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used. The message is one plain sentence, ready to be shown."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' for the known word that is nearest to `word`, or '' if none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def check_embeddings(embeddings: Tensor, labels: Tensor, *, names: str = "embeddings, labels") -> None:
+    """Shapes and dtypes only: looking at values would make a GPU wait.
+
+    embeddings  [B, D]  floating point
+    labels      [B]     integers of any size
+    """
+    embeddings_name, labels_name = names.split(", ")
+    if embeddings.ndim != 2 or not embeddings.is_floating_point():
+        raise InputError(
+            f"{embeddings_name} must be [B, D] of a floating dtype, "
+            f"got {list(embeddings.shape)} of {embeddings.dtype}."
+        )
+    if labels.shape != embeddings.shape[:1]:
+        raise InputError(
+            f"{labels_name} must be [{len(embeddings)}] to match {embeddings_name} {list(embeddings.shape)}, "
+            f"got {list(labels.shape)}."
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise InputError(f"{labels_name} must be integers, got {labels.dtype}; convert them with .long().")

@@ -1,0 +1,54 @@
+"""How training batches are formed."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from metricweight.checks import InputError
+from metricweight.data.images import Indices
+
+
+class ClassBalancedSampler(Sampler[list[int]]):
+    """Batches of `classes` x `images`: that many classes, and that many items of each, grouped by class.
+
+        for batch in ClassBalancedSampler(labels, classes=32, images=4): ...      # lists of 128 indices
+
+    An epoch is one random permutation of the classes, cut into groups of `classes`; what is left over when their
+    number does not divide sits this epoch out, so every batch is full. Items are drawn without replacement; a
+    class with fewer than `images` items repeats them as evenly as it can. The batches are a function of
+    (seed, epoch): call `set_epoch` before each pass.
+
+    labels   [N]  integers; index i of a batch means labels[i]
+
+    Use as `batch_sampler` of a torch DataLoader. Raises InputError when there are fewer than `classes` classes.
+    """
+
+    def __init__(self, labels: Indices, classes: int, images: int, seed: int = 0) -> None:
+        order = np.argsort(labels, kind="stable")
+        _, starts = np.unique(np.asarray(labels)[order], return_index=True)
+        self.items = np.split(order, starts[1:]) if len(order) else []
+        if classes < 1 or images < 1:
+            raise InputError(f"a batch needs at least 1 class and 1 image, got {classes} x {images}.")
+        if len(self.items) < classes:
+            raise InputError(
+                f"a batch of {classes} classes was asked for, but there are {len(self.items)} to train on; "
+                f"set batch.classes={len(self.items)} or less."
+            )
+        self.classes, self.images, self.seed, self.epoch = classes, images, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.items) // self.classes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(len(self.items))
+        for start in range(0, len(self) * self.classes, self.classes):
+            chosen = []
+            for label in order[start : start + self.classes]:
+                shuffled = random.permutation(self.items[label])
+                chosen.append(np.resize(shuffled, self.images))
+            yield np.concatenate(chosen).tolist()

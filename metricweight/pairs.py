@@ -1,0 +1,56 @@
+"""Who is positive and who is negative to whom, and how much each pair counts."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IndicesTuple = tuple[Tensor, ...]
+
+
+class Pairs(NamedTuple):
+    """Two boolean matrices [Q, G]. A pair that is in neither is not looked at: an item is no pair with itself."""
+
+    positive: Tensor
+    negative: Tensor
+
+
+class PairWeights(NamedTuple):
+    """Two matrices [Q, G] of weights >= 0, constant under differentiation; 0 means that the pair is not used.
+
+    positive  how hard each pair of one class is pulled together
+    negative  how hard each pair of two classes is pushed apart
+    """
+
+    positive: Tensor
+    negative: Tensor
+
+
+def from_labels(labels: Tensor, gallery_labels: Tensor | None = None) -> Pairs:
+    """All pairs of `labels` [Q] with `gallery_labels` [G], or of a batch with itself.
+
+        positive_ij = [y_i = y_j],   negative_ij = [y_i != y_j]
+
+    Labels are compared as the integers they are. Without `gallery_labels` the diagonal is neither.
+    """
+    if gallery_labels is None:
+        same = labels[:, None] == labels[None, :]
+        return Pairs(same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same)
+    same = labels[:, None] == gallery_labels[None, :]
+    return Pairs(same, ~same)
+
+
+def among(pairs: Pairs, indices_tuple: IndicesTuple) -> Pairs:
+    """Only those of `pairs` that a miner chose.
+
+    indices_tuple  (anchors, positives, anchors, negatives) or (anchors, positives, negatives), as the miners of
+                   pytorch-metric-learning return them; a triplet is a positive and a negative pair. A pair
+                   counts once however often it is listed.
+    """
+    if len(indices_tuple) == 3:
+        anchor, positive, negative = indices_tuple
+        indices_tuple = (anchor, positive, anchor, negative)
+    chosen = [torch.zeros_like(pairs.positive) for _ in range(2)]
+    for mask, rows, columns in zip(chosen, indices_tuple[::2], indices_tuple[1::2], strict=True):
+        mask[rows, columns] = True
+    return Pairs(pairs.positive & chosen[0], pairs.negative & chosen[1])
