@@ -25,8 +25,7 @@ def check_embeddings(embeddings: Tensor, labels: Tensor, *, names: str = "embedd
     embeddings_name, labels_name = names.split(", ")
     if embeddings.ndim != 2 or not embeddings.is_floating_point():
         raise InputError(
-            f"{embeddings_name} must be [B, D] of a floating dtype, "
-            f"got {list(embeddings.shape)} of {embeddings.dtype}."
+            f"{embeddings_name} must be [B, D] of a floating dtype, got {list(embeddings.shape)} of {embeddings.dtype}."
         )
     if labels.shape != embeddings.shape[:1]:
         raise InputError(

@@ -4,8 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @contextmanager
@@ -25,3 +28,14 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_arrays(path: Path, **arrays: NDArray[Any] | str) -> None:
+    """An .npz file of plain arrays."""
+    with whole_file(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)

@@ -1,7 +1,7 @@
 """The only two ways this library touches a derivative. In both, weights are constants.
 
-    scale_gradient    leaves a tensor as it is and weighs the gradient that comes back to it
-    with_derivative   gives a scalar the derivative that a method prescribes
+scale_gradient    leaves a tensor as it is and weighs the gradient that comes back to it
+with_derivative   gives a scalar the derivative that a method prescribes
 """
 
 from typing import Any
@@ -61,11 +61,11 @@ def scale_gradient(x: Tensor, weight: Tensor) -> Tensor:
     derivative through the same point carries the weight twice. Raises RuntimeError where `weight` does not
     broadcast to the shape of `x`.
     """
-    if torch.broadcast_shapes(x.shape, weight.shape) != x.shape:
+    if torch.broadcast_shapes(x.shape, weight.shape) != x.shape:  # type: ignore[no-untyped-call]
         raise RuntimeError(
             f"scale_gradient needs a weight that broadcasts to {list(x.shape)}, got {list(weight.shape)}."
         )
-    return _ScaleGradient.apply(x, weight.detach())  # type: ignore[no-any-return, no-untyped-call]
+    return _ScaleGradient.apply(x, weight.detach())  # type: ignore[no-any-return]
 
 
 def with_derivative(value: Tensor, x: Tensor, derivative: Tensor) -> Tensor:
@@ -85,4 +85,4 @@ def with_derivative(value: Tensor, x: Tensor, derivative: Tensor) -> Tensor:
         raise RuntimeError(
             f"with_derivative needs a derivative of shape {list(x.shape)}, got {list(derivative.shape)}."
         )
-    return _WithDerivative.apply(value.detach(), x, derivative.detach())  # type: ignore[no-any-return, no-untyped-call]
+    return _WithDerivative.apply(value.detach(), x, derivative.detach())  # type: ignore[no-any-return]

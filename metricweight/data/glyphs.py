@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from PIL import __version__ as pillow_version
 
 from metricweight.data.images import Images, in_memory
-from metricweight.files import whole_file
+from metricweight.files import write_arrays
 
 SIZE = 32  # pixels of a picture
 EM = 22  # pixels of the font
@@ -61,8 +61,7 @@ def load(progress: Progress = iter) -> Glyphs:
         arrays = _arrays(*draw(progress))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as file:
-                np.savez(file, checksum=_checksum(arrays), **arrays)
+            write_arrays(path, checksum=_checksum(arrays), **arrays)
         except OSError as error:
             notes.append(f"the cache cannot be written ({error}); the glyphs are drawn anew each time.")
     classes = [str(name) for name in arrays["classes"]]
@@ -83,11 +82,7 @@ def faces() -> dict[str, Path]:
     import matplotlib
 
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return {
-        path.stem: path
-        for path in sorted(fonts.glob("*.ttf"))
-        if FACE.fullmatch(path.stem)
-    }
+    return {path.stem: path for path in sorted(fonts.glob("*.ttf")) if FACE.fullmatch(path.stem)}
 
 
 def stamp() -> str:

@@ -40,9 +40,7 @@ class Images:
         return len(self.labels)
 
 
-def in_memory(
-    pixels: NDArray[np.uint8], labels: Indices, classes: Sequence[str], names: Sequence[str]
-) -> Images:
+def in_memory(pixels: NDArray[np.uint8], labels: Indices, classes: Sequence[str], names: Sequence[str]) -> Images:
     """Grey pictures [N, S, S] that are held in memory."""
     tensor = torch.from_numpy(pixels)[:, None]
     return Images(lambda indices: tensor[torch.from_numpy(indices)], labels, classes, names, channels=1)

@@ -39,6 +39,4 @@ def split_by_class(
         )
     names = ("train", "validation", "test")
     groups = np.split(classes, [learned, learned + held_out])
-    return {
-        name: np.flatnonzero(np.isin(labels, group)) for name, group in zip(names, groups, strict=True)
-    }
+    return {name: np.flatnonzero(np.isin(labels, group)) for name, group in zip(names, groups, strict=True)}

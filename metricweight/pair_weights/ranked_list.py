@@ -9,8 +9,8 @@ from metricweight.pairs import PairWeights
 def violations(distance: Tensor, positive: Tensor, negative: Tensor, *, margin: float, alpha: float) -> PairWeights:
     """How far each pair breaks the ranking, [Q, G]; zero where it does not.
 
-        h+_ij = [ d_ij - (alpha - margin) ]_+        positives belong within alpha - margin
-        h-_ij = [ alpha - d_ij ]_+                   negatives belong beyond alpha
+    h+_ij = [ d_ij - (alpha - margin) ]_+        positives belong within alpha - margin
+    h-_ij = [ alpha - d_ij ]_+                   negatives belong beyond alpha
     """
     return PairWeights(
         torch.where(positive, distance - (alpha - margin), 0.0).relu(),

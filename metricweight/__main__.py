@@ -1,0 +1,3 @@
+from metricweight.cli import main
+
+main()

@@ -1,0 +1,134 @@
+"""The command line. Each command calls one function; nothing heavy is loaded before it is known which."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metricweight.checks import InputError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Deep metric learning in which a loss is a direction times an example weight.",
+)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A name that `metricweight recipes` lists, or the path of a .yaml file.")
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the recipe, such as steps=300 loss.margin=0.3.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run.", show_default="runs/<recipe>-<date-time>")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that OUT holds.")] = False,
+) -> None:
+    """Train an embedding model, and test it on classes it has never seen.
+
+    `metricweight train glyphs` needs no data and no GPU. `metricweight recipes glyphs` shows every setting.
+    """
+    from metricweight.settings import read
+    from metricweight.training.loop import train
+
+    train(read(recipe, settings or []), recipe, out, overwrite)
+
+
+@app.command()
+def recipes(
+    recipe: Annotated[str | None, typer.Argument(help="Show all settings of this one.")] = None,
+) -> None:
+    """List the recipes, or all settings of one, with what they mean."""
+    from metricweight.settings import explain, read
+    from metricweight.settings import recipes as known
+
+    if recipe is not None:
+        typer.echo(explain(read(recipe, ["data.root=DIR"] if recipe == "folder" else [])))
+        return
+    for name, (what, _) in known().items():
+        typer.echo(f"{name:10s} {what}")
+    typer.echo("\nmetricweight train NAME runs one; metricweight recipes NAME shows its settings.")
+
+
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="glyphs, digits, a folder of class folders, or a CSV with path and label.",
+                     show_default="the data of the run"),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, validation, test or all.", show_default="test; all for --data"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="RUN/embeddings.npz, or RUN/embeddings-DATA.npz")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
+) -> None:  # fmt: skip
+    """Write the embeddings of pictures, by the network of a run."""
+    from metricweight.training.embedding import embed
+
+    embed(run, data, split, out, overwrite)
+
+
+@app.command()
+def evaluate(
+    embeddings: Annotated[Path, typer.Argument(help=".npz, .npy, .csv or .parquet.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Labels in a file of their own: .npy, .txt, .csv or .parquet.")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="Column of the labels in a .csv or .parquet.")] = "label",
+    ks: Annotated[list[int], typer.Option(help="The K of Recall@K, as in --ks 1 2 4 8.")] = [1, 2, 4, 8],  # noqa: B006
+    similarity: Annotated[str, typer.Option(help="cosine or euclidean.")] = "cosine",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report.", show_default="that of the embeddings")
+    ] = None,
+) -> None:
+    """Print and save a Recall@K report of embeddings, whoever made them."""
+    from metricweight.data.embeddings import read
+    from metricweight.retrieval import evaluate
+    from metricweight.retrieval.report import save
+
+    found, own_labels, what = read(embeddings, labels, label_column)
+    report = evaluate(found, own_labels, similarity=similarity, ks=ks)  # type: ignore[arg-type]
+    stem = (out or embeddings.parent) / f"{embeddings.stem}.report"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    save({embeddings.stem: report}, stem, source=str(embeddings))
+    typer.echo(f"{what}\n\n{report.markdown()}\n\nSaved as {stem}.json, .md and .csv.")
+
+
+def main() -> None:
+    """The command line; what the user got wrong is one plain sentence and exit code 2, Ctrl-C is 130."""
+    try:
+        app(_repeat_option(sys.argv[1:], "--ks"))
+    except InputError as error:
+        sys.exit(_say(f"error: {error}", 2))
+    except OSError as error:
+        sys.exit(_say(f"error: {error.filename or ''}: {error.strerror or error}", 2))
+    except KeyboardInterrupt as stopped:
+        sys.exit(_say(str(stopped) or "interrupted; nothing was kept.", 130))
+
+
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
+
+
+def _repeat_option(words: list[str], option: str) -> list[str]:
+    """`--ks 1 2 4` as typer wants it: `--ks 1 --ks 2 --ks 4`."""
+    repeated: list[str] = []
+    inside = False
+    for word in words:
+        if inside and word.isdigit() and repeated[-1] != option:
+            repeated.append(option)
+        elif not word.isdigit():
+            inside = word == option
+        repeated.append(word)
+    return repeated

@@ -1,0 +1,1 @@
+"""Settings that ship with the package: one YAML file per recipe, its first line what it does."""

@@ -1,0 +1,1 @@
+"""Programs: settings in, a run folder out."""

@@ -1,0 +1,132 @@
+"""The run folder: made once, never written over by accident, and the network in it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metricweight.checks import InputError
+from metricweight.files import whole_file
+from metricweight.models.heads import embedder
+from metricweight.settings import Settings, resolve
+
+FILES = (
+    "settings.yaml", "environment.json", "labels.csv", "metrics.jsonl", "checkpoint.pt", "embeddings.npz",
+    "report.json", "report.md", "report.csv",
+)  # fmt: skip
+
+
+def claim_folder(out: Path | None, recipe: str, overwrite: bool) -> Path:
+    """A folder that a run can be written to: `out`, or a new `runs/<recipe>-<date-time>`. Nothing is deleted yet.
+
+    Raises InputError where `out` already holds a run, unless `overwrite` says that it may go, and where it cannot be
+    written.
+    """
+    try:
+        if out is None:
+            return _make_new(Path("runs") / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}")
+        held = [file for file in FILES if (out / file).exists()]
+        if held and not overwrite:
+            raise InputError(
+                f"{out} already holds a run ({', '.join(held)}); choose another --out, or add --overwrite."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):  # find out now whether it can be written
+            return out
+    except OSError as error:
+        where = out or Path("runs").absolute()
+        raise InputError(f"cannot write to {where}: {error.strerror}; choose another folder with --out.") from None
+
+
+def clear(run: Path) -> None:
+    """Takes away the files of an earlier run, and no others."""
+    for file in FILES:
+        (run / file).unlink(missing_ok=True)
+
+
+def _make_new(folder: Path) -> Path:
+    for suffix in ("", *(f"-{n}" for n in range(2, 100))):
+        attempt = folder.with_name(folder.name + suffix)
+        try:
+            attempt.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return attempt
+    raise FileExistsError(17, "a hundred runs began in this second", str(folder))
+
+
+def save(run: Path, model: nn.Module, settings: Settings, channels: int, step: int) -> None:
+    """Writes checkpoint.pt: what `load` needs to embed again, and the step it was saved at."""
+    state = {
+        "schema": 1,
+        "step": step,
+        "channels": channels,
+        "settings": settings.model_dump(mode="json"),
+        "model": {name: value.cpu() for name, value in model.state_dict().items()},
+    }
+    with whole_file(run / "checkpoint.pt") as file:
+        torch.save(state, file)
+
+
+def load(run: Path) -> tuple[nn.Module, Settings, int]:
+    """The network of a run, ready to embed, with its settings and its number of channels."""
+    path = run / "checkpoint.pt"
+    if not path.is_file():
+        raise InputError(f"{run} holds no checkpoint.pt; give the folder that `metricweight train` wrote.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        settings = resolve(state["settings"])
+        network = settings.model.model_copy(update={"pretrained": False})
+        model = embedder(network.backbone, state["channels"], network.embedding_size)
+        model.load_state_dict(state["model"])
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file fails in many ways, all of them meaning the same
+        raise InputError(f"{path} is damaged or not a checkpoint of ours: {error}") from None
+    return model.eval(), settings, state["channels"]
+
+
+def environment(settings: Settings, device: str) -> str:
+    """What a run was made with, as JSON."""
+    packages = (
+        "metricweight",
+        "torch",
+        "torchvision",
+        "faiss-cpu",
+        "numpy",
+        "pandas",
+        "matplotlib",
+        "pillow",
+    )
+    facts: dict[str, Any] = {
+        "command": sys.argv,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seed": settings.seed,
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+    }
+    return json.dumps(facts, indent=2) + "\n"
+
+
+def _commit() -> str | None:
+    """The commit of metricweight's source, with '+' where files differ from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parents[2])]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")

@@ -1,0 +1,125 @@
+"""From pictures to embeddings: which pictures, how the network sees them, and what is written down."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from metricweight.checks import InputError
+from metricweight.data import glyphs, transforms
+from metricweight.data.images import Images, Indices, digits, folder
+from metricweight.data.split import split_by_class
+from metricweight.files import write_arrays
+from metricweight.settings import DataSettings
+from metricweight.training import checkpoint
+from metricweight.training.log import say, track
+
+BATCH = 256
+SPLITS = ("train", "validation", "test")
+
+
+def embed(run: Path, data: str | None, split: str | None, out: Path | None, overwrite: bool) -> Path:
+    """Writes the embeddings of the pictures that `data` names, by the network of a run, and returns the file.
+
+    data   None: the data of the run; "glyphs", "digits", a folder of class folders, or a CSV
+    split  "train", "validation", "test" or "all"; None: test, or all where `data` is given
+    out    None: RUN/embeddings.npz, or RUN/embeddings-DATA.npz where `data` is given
+    """
+    split = split or ("all" if data else "test")
+    if split not in (*SPLITS, "all"):
+        raise InputError(f"--split is {', '.join(SPLITS)} or all, got '{split}'.")
+    out = out or run / (f"embeddings-{Path(data).stem}.npz" if data else "embeddings.npz")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} is already there; add --overwrite to replace it, or choose another --out.")
+    model, settings, channels = checkpoint.load(run)
+    source = settings.data if data is None else _other(settings.data, data)
+    images = load_images(source, channels)
+    if images.channels != channels:
+        raise InputError(
+            f"the network of {run} looks at {_colour(channels)} pictures; {data} is {_colour(images.channels)}."
+        )
+    indices = np.arange(len(images)) if split == "all" else splits_of(images, source)[split]
+    found = embed_images(model, images, indices, source, "cuda" if torch.cuda.is_available() else "cpu", "embedding")
+    write_embeddings(out, found, images, indices)
+    say(f"{len(found):,} embeddings of {found.shape[1]} numbers are in {out}. To see how good they are:")
+    say(f"  metricweight evaluate {out}")
+    return out
+
+
+def load_images(data: DataSettings, channels: int | None = None) -> Images:
+    """The pictures that the settings name. `channels`: what a network that is there already looks at."""
+    if data.source == "glyphs":
+        if data.size != glyphs.SIZE:
+            raise InputError(f"the glyphs are drawn {glyphs.SIZE} x {glyphs.SIZE}; data.size={data.size} cannot be.")
+        found = glyphs.load(lambda faces: track(faces, "drawing glyphs"))
+        for note in found.notes:
+            say(note)
+        say(f"glyphs: {found.merged} characters were merged into others that are drawn alike.")
+        return found.images
+    if data.source == "digits":
+        return digits(data.size)
+    if data.root is None:
+        raise InputError("setting data.root is needed: a folder of class folders, or a CSV with path and label.")
+    if data.transform == "distort":
+        raise InputError("data.transform=distort is for the glyphs; use crop or none for pictures.")
+    room = round(data.size * 8 / 7) if data.transform == "crop" else data.size
+    return folder(data.root, room, channels or 3)
+
+
+def splits_of(images: Images, data: DataSettings) -> dict[str, Indices]:
+    return split_by_class(images.labels, test=data.test, validation=data.validation, order=data.order, seed=data.seed)
+
+
+def seen(images: Images, indices: Indices, data: DataSettings, training: tuple[int, int] | None = None) -> Tensor:
+    """What a network sees of some images: float32 [B, C, S, S].
+
+    training  (seed, step) of a training batch, which decides its distortion. Otherwise the distortion is that of
+              each image, fixed, and crops are centred
+    """
+    pixels = images.read(indices)
+    if training is None:
+        keys: list[transforms.Key] = [(data.seed, int(index)) for index in indices]
+    else:
+        keys = [(*training, place) for place in range(len(indices))]
+    if data.transform == "distort":
+        return transforms.whiten(transforms.distort(pixels, keys))
+    if data.transform == "crop":
+        return transforms.whiten(transforms.crop(pixels, keys if training else None, data.size))
+    return transforms.whiten(pixels.float() / 255)
+
+
+def embed_images(
+    network: nn.Module, images: Images, indices: Indices, data: DataSettings, device: str, what: str
+) -> NDArray[np.float32]:
+    """Embeddings [N, D] of the images at `indices`, seen as in a test."""
+    network = network.to(device).eval()
+    blocks = np.split(indices, range(BATCH, len(indices), BATCH))
+    with torch.inference_mode():
+        found = [network(seen(images, block, data).to(device)).cpu() for block in track(blocks, what)]
+    return torch.cat(found).numpy()
+
+
+def write_embeddings(path: Path, embeddings: NDArray[np.float32], images: Images, indices: Indices) -> None:
+    """An .npz file with embeddings [N, D], labels [N], names [N], and the names of the classes."""
+    write_arrays(
+        path,
+        embeddings=embeddings,
+        labels=images.labels[indices],
+        names=np.array([images.names[i] for i in indices]),
+        classes=np.array(images.classes),
+    )
+
+
+def _other(own: DataSettings, data: str) -> DataSettings:
+    """Settings for other data, seen as the run saw its own."""
+    builtin = data in ("glyphs", "digits")
+    source = data if builtin else "folder"
+    transform = "none" if own.transform == "distort" and source != own.source else own.transform
+    change = {"source": source, "root": None if builtin else Path(data), "transform": transform}
+    return own.model_copy(update=change)
+
+
+def _colour(channels: int) -> str:
+    return "grey" if channels == 1 else "colour"

@@ -1,0 +1,80 @@
+"""What a run says while it runs: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Item = TypeVar("Item")
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line, above a progress bar if there is one."""
+    console.print(text, markup=False)
+
+
+def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """The items, with a progress bar on a terminal while they are gone through."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield from bar.track(items, total=total, description=what)
+
+
+class TrainingLog:
+    """Writes the lines of metrics.jsonl, and shows steps, loss, images/s and the time left."""
+
+    def __init__(self, path: Path, steps: int, images_per_step: int) -> None:
+        self.path, self.steps, self.images_per_step = path, steps, images_per_step
+        self.every = max(1, steps // 100)
+        self.seen = 0
+        self.since = time.perf_counter()
+
+    @contextmanager
+    def open(self) -> Iterator["TrainingLog"]:
+        columns = (
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with (
+            open(self.path, "w", encoding="utf-8", buffering=1) as self.file,
+            Progress(*columns, console=console, disable=not console.is_terminal) as self.bar,
+        ):
+            self.task = self.bar.add_task("training", total=self.steps, facts="")
+            self.since = time.perf_counter()
+            yield self
+
+    def due(self, step: int) -> bool:
+        """Whether this step is one to report: a hundred of them, and the last."""
+        return step % self.every == 0 or step == self.steps
+
+    def step(self, step: int, loss: float, learning_rate: float) -> None:
+        now = time.perf_counter()
+        rate = (step - self.seen) * self.images_per_step / (now - self.since)
+        self.seen, self.since = step, now
+        self.write(step=step, loss=loss, learning_rate=learning_rate, images_per_second=round(rate, 1))
+        facts = f"loss {loss:.4f}  {rate:,.0f} images/s"
+        self.bar.update(self.task, completed=step, facts=facts)
+        if not console.is_terminal and (step // self.every) % 10 == 0:
+            say(f"step {step}/{self.steps}  {facts}")
+
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        self.write(step=step, validation=metrics)
+        shown = "  ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items())
+        say(f"step {step}/{self.steps}  validation: {shown}")
+
+    def write(self, **line: object) -> None:
+        self.file.write(json.dumps(line) + "\n")

@@ -1,0 +1,222 @@
+"""`train`, top to bottom."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metricweight.checks import InputError
+from metricweight.data.images import Images, Indices
+from metricweight.data.sampler import ClassBalancedSampler
+from metricweight.files import write_text
+from metricweight.models.heads import embedder
+from metricweight.retrieval import Report, evaluate
+from metricweight.retrieval import report as reports
+from metricweight.settings import Settings
+from metricweight.training import checkpoint
+from metricweight.training.embedding import embed_images, load_images, seen, splits_of, write_embeddings
+from metricweight.training.log import TrainingLog, say
+
+Batch = tuple[Tensor, Tensor]  # images [B, C, S, S] and labels [B]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped the training; the message says what there is now."""
+
+
+def train(settings: Settings, recipe: str, out: Path | None = None, overwrite: bool = False) -> Path:
+    """Trains as the settings say, tests on unseen classes beside raw pixels and the untrained network, and returns
+    the run folder with everything that is known about it.
+
+    Raises InputError before the first step for whatever is wrong with settings, data or folder, and `Interrupted`
+    after Ctrl-C, with a checkpoint of the step that was reached.
+    """
+    run = checkpoint.claim_folder(out, recipe, overwrite)
+    device = _device(settings)
+    torch.manual_seed(settings.seed)
+    images = load_images(settings.data)
+    splits = splits_of(images, settings.data)
+    labels = images.labels[splits["train"]]
+    sampler = ClassBalancedSampler(labels, settings.batch.classes, settings.batch.images, settings.seed)
+    model = embedder(
+        settings.model.backbone, images.channels, settings.model.embedding_size, settings.model.pretrained
+    ).to(device)
+    loss_fn = settings.build_loss().to(device)
+    say(_described(images, splits, model, settings))
+
+    def test(network: nn.Module, split: str, what: str) -> Report:
+        found = embed_images(network, images, splits[split], settings.data, device, what)
+        return evaluate(found, images.labels[splits[split]], ks=settings.ks)
+
+    tested = {
+        "pixels": test(_RawPixels(), "test", "raw pixels"),
+        "untrained": test(model, "test", "untrained network"),
+    }
+    checkpoint.clear(run)
+    write_text(run / "settings.yaml", settings.yaml())
+    write_text(run / "environment.json", checkpoint.environment(settings, device))
+    _write_labels(run / "labels.csv", images, splits)
+
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.optimizer.learning_rate, weight_decay=settings.optimizer.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warm_up_and_cosine(step, settings.steps, settings.optimizer.warmup)
+    )
+    looks = {round(settings.steps * i / settings.validations) for i in range(1, settings.validations + 1)}
+    log = TrainingLog(run / "metrics.jsonl", settings.steps, settings.batch.classes * settings.batch.images)
+    started = time.perf_counter()
+    with (
+        log.open(),
+        _stop_when_asked() as stopped,
+        _ahead(_batches(images, splits["train"], sampler, settings)) as batches,
+    ):
+        for step, (inputs, targets) in enumerate(batches, start=1):
+            model.train()
+            loss = loss_fn(model(inputs.to(device)), targets.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if log.due(step):
+                _refuse_nan(value := float(loss.detach()), step)
+                log.step(step, value, float(optimizer.param_groups[0]["lr"]))
+            schedule.step()
+            if step in looks:
+                if len(splits["validation"]):
+                    log.validation(step, test(model, "validation", "validation").metrics)
+                checkpoint.save(run, model, settings, images.channels, step)
+            if stopped.is_set():
+                checkpoint.save(run, model, settings, images.channels, step)
+                raise Interrupted(
+                    f"stopped after step {step} of {settings.steps}. To see how good it is:\n"
+                    f"  metricweight embed {run}\n  metricweight evaluate {run / 'embeddings.npz'}"
+                )
+    seconds = time.perf_counter() - started
+    checkpoint.save(run, model, settings, images.channels, settings.steps)
+
+    found = embed_images(model, images, splits["test"], settings.data, device, "trained network")
+    write_embeddings(run / "embeddings.npz", found, images, splits["test"])
+    tested["trained"] = evaluate(found, images.labels[splits["test"]], ks=settings.ks)
+    reports.save(tested, run / "report", recipe=recipe, steps=settings.steps, training_seconds=round(seconds, 1))
+    say(f"\n{reports.markdown(tested)}\n\nTrained for {seconds:.0f} s. Everything is in {run}.")
+    return run
+
+
+def warm_up_and_cosine(step: int, steps: int, warmup: float) -> float:
+    """Factor of the learning rate at `step` of `steps`: linear up to 1, then half a cosine down to 0."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return (1 + math.cos(math.pi * (step - rising + 1) / (steps - rising + 1))) / 2
+
+
+class _RawPixels(nn.Module):
+    """What the network sees, as an embedding; at most 32 x 32, larger pictures are averaged down to it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = min(32, images.shape[-1])
+        return nn.functional.adaptive_avg_pool2d(images, size).flatten(1)
+
+
+def _batches(
+    images: Images, indices: Indices, sampler: ClassBalancedSampler, settings: Settings
+) -> Iterator[Callable[[], Batch]]:
+    """One function per step that makes its batch: a function of (seed, step) alone."""
+    for step in range(settings.steps):
+        epoch, place = divmod(step, len(sampler))
+        if place == 0:
+            sampler.set_epoch(epoch)
+            batches = iter(sampler)
+        chosen = indices[next(batches)]
+
+        def make(chosen: Indices = chosen, step: int = step) -> Batch:
+            inputs = seen(images, chosen, settings.data, training=(settings.seed, step))
+            return inputs, torch.from_numpy(images.labels[chosen])
+
+        yield make
+
+
+@contextmanager
+def _ahead(makers: Iterator[Callable[[], Batch]]) -> Iterator[Iterator[Batch]]:
+    """Makes each batch in a thread while the one before it is trained on."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch") as pool:
+
+        def made() -> Iterator[Batch]:
+            coming = None
+            for make in makers:
+                ready, coming = coming, pool.submit(make)
+                if ready is not None:
+                    yield ready.result()
+            if coming is not None:
+                yield coming.result()
+
+        yield made()
+
+
+@contextmanager
+def _stop_when_asked() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that the step at hand is finished; a second Ctrl-C interrupts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _device(settings: Settings) -> str:
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda was asked for, but torch finds no GPU; use device=cpu.")
+    if settings.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return settings.device
+
+
+def _described(images: Images, splits: dict[str, Indices], model: nn.Module, settings: Settings) -> str:
+    parts = [
+        f"{name} {len(indices):,} of {len(np.unique(images.labels[indices])):,} classes"
+        for name, indices in splits.items()
+    ]
+    parameters = sum(p.numel() for p in model.parameters())
+    return (
+        f"{len(images):,} images: {', '.join(parts)}.\n"
+        f"{settings.model.backbone}, {parameters:,} parameters, embeddings of {settings.model.embedding_size}; "
+        f"{settings.steps:,} steps of {settings.batch.classes} classes x {settings.batch.images} images."
+    )
+
+
+def _refuse_nan(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss is {loss} at step {step}: the training has diverged. Lower optimizer.learning_rate; "
+            "the checkpoint of the last validation, if there was one, is as it was."
+        )
+
+
+def _write_labels(path: Path, images: Images, splits: dict[str, Indices]) -> None:
+    """Which number stands for which class, and where the class is."""
+    import pandas as pd
+
+    where = {int(label): name for name, indices in splits.items() for label in np.unique(images.labels[indices])}
+    table = pd.DataFrame(
+        {"number": range(len(images.classes)), "label": images.classes,
+         "split": [where[number] for number in range(len(images.classes))]}
+    )  # fmt: skip
+    write_text(path, table.to_csv(index=False))
