@@ -2,8 +2,10 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # the command line must answer before torch is loaded
+    from torch import Tensor
 
 
 class InputError(ValueError):
@@ -16,7 +18,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def check_embeddings(embeddings: Tensor, labels: Tensor, *, names: str = "embeddings, labels") -> None:
+def check_embeddings(embeddings: "Tensor", labels: "Tensor", *, names: str = "embeddings, labels") -> None:
     """Shapes and dtypes only: looking at values would make a GPU wait.
 
     embeddings  [B, D]  floating point

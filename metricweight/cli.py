@@ -44,12 +44,13 @@ def recipes(
     recipe: Annotated[str | None, typer.Argument(help="Show all settings of this one.")] = None,
 ) -> None:
     """List the recipes, or all settings of one, with what they mean."""
-    from metricweight.settings import explain, read
-    from metricweight.settings import recipes as known
-
     if recipe is not None:
-        typer.echo(explain(read(recipe, ["data.root=DIR"] if recipe == "folder" else [])))
+        from metricweight.settings import explain, read
+
+        typer.echo(explain(read(recipe)))
         return
+    from metricweight.recipes import recipes as known
+
     for name, (what, _) in known().items():
         typer.echo(f"{name:10s} {what}")
     typer.echo("\nmetricweight train NAME runs one; metricweight recipes NAME shows its settings.")
@@ -113,7 +114,7 @@ def main() -> None:
     except OSError as error:
         sys.exit(_say(f"error: {error.filename or ''}: {error.strerror or error}", 2))
     except KeyboardInterrupt as stopped:
-        sys.exit(_say(str(stopped) or "interrupted; nothing was kept.", 130))
+        sys.exit(_say(str(stopped) or "interrupted.", 130))
 
 
 def _say(text: str, code: int) -> int:

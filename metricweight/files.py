@@ -38,4 +38,4 @@ def write_text(path: Path, text: str) -> None:
 def write_arrays(path: Path, **arrays: NDArray[Any] | str) -> None:
     """An .npz file of plain arrays."""
     with whole_file(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -2,9 +2,8 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -12,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from metricweight.checks import InputError, nearest
 from metricweight.losses.table import LOSSES, Loss
 from metricweight.models.backbones import Backbone
-
-Model = TypeVar("Model", bound=BaseModel)
+from metricweight.recipes import recipes
 
 
 class _Strict(BaseModel):
@@ -72,16 +70,6 @@ class Settings(_Strict):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def recipes() -> dict[str, tuple[str, str]]:
-    """The recipes that ship with the package: name -> (what it does, its YAML text)."""
-    found = {}
-    for file in sorted(files("metricweight.recipes").iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".yaml"):
-            text = file.read_text(encoding="utf-8")
-            found[file.name.removesuffix(".yaml")] = (text.splitlines()[0].lstrip("# "), text)
-    return found
-
-
 def read(recipe: str, words: Iterable[str] = ()) -> Settings:
     """The settings of a recipe, changed by words such as `loss.margin=0.3`.
 
@@ -92,7 +80,7 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
     """
     known = recipes()
     if recipe in known:
-        text = known[recipe][1]
+        text = known[recipe].text
     elif recipe.endswith((".yaml", ".yml")):
         try:
             text = Path(recipe).read_text(encoding="utf-8")
@@ -123,8 +111,10 @@ def resolve(values: Mapping[str, Any]) -> Settings:
         )
     arguments = _arguments(LOSSES[loss["name"]])
     keys = [*_keys(Settings), *(f"loss.{key}" for key in _keys(arguments))]
-    resolved = _validated(arguments, loss, keys, prefix="loss.")
-    return _validated(Settings, {**values, "loss": resolved.model_dump()}, keys)
+    problems = [*_problems(Settings, {**values, "loss": {}}, keys), *_problems(arguments, loss, keys, prefix="loss.")]
+    if problems:
+        raise InputError("\n".join(problems))
+    return Settings.model_validate({**values, "loss": arguments.model_validate(loss).model_dump()})
 
 
 def explain(settings: Settings) -> str:
@@ -168,11 +158,13 @@ def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _validated(model: type[Model], values: Any, keys: Sequence[str], prefix: str = "") -> Model:
+def _problems(model: type[BaseModel], values: Any, keys: Sequence[str], prefix: str = "") -> list[str]:
+    """What is wrong with some values, a sentence each."""
     try:
-        return model.model_validate(values)
+        model.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(_plain(e, keys, prefix) for e in error.errors())) from None
+        return [_plain(e, keys, prefix) for e in error.errors()]
+    return []
 
 
 def _plain(error: Any, keys: Sequence[str], prefix: str) -> str:

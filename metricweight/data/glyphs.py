@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ FEWEST_FACES = 12  # a character drawn by fewer faces is left out
 FACE = re.compile(r"(DejaVuSans|DejaVuSansMono|DejaVuSerif)(-\w+)?|STIXGeneral\w*")  # four of each
 
 Drawings = dict[str, dict[str, NDArray[np.uint8]]]  # character -> face -> pixels
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)

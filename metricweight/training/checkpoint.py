@@ -6,6 +6,8 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +27,24 @@ FILES = (
 )  # fmt: skip
 
 
-def claim_folder(out: Path | None, recipe: str, overwrite: bool) -> Path:
-    """A folder that a run can be written to: `out`, or a new `runs/<recipe>-<date-time>`. Nothing is deleted yet.
+@contextmanager
+def claimed_folder(out: Path | None, recipe: str, overwrite: bool) -> Iterator[Path]:
+    """A folder that a run can be written to: `out`, or a new `runs/<recipe>-<date-time>`. Nothing is deleted yet,
+    and when the block fails before it has written anything, no empty folder stays behind.
 
     Raises InputError where `out` already holds a run, unless `overwrite` says that it may go, and where it cannot be
     written.
     """
+    run = _claimed(out, recipe, overwrite)
+    try:
+        yield run
+    except BaseException:
+        with suppress(OSError):
+            run.rmdir()  # which only an empty folder allows
+        raise
+
+
+def _claimed(out: Path | None, recipe: str, overwrite: bool) -> Path:
     try:
         if out is None:
             return _make_new(Path("runs") / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}")

@@ -91,9 +91,9 @@ def seen(images: Images, indices: Indices, data: DataSettings, training: tuple[i
 
 
 def embed_images(
-    network: nn.Module, images: Images, indices: Indices, data: DataSettings, device: str, what: str
+    network: nn.Module, images: Images, indices: Indices, data: DataSettings, device: str, what: str | None
 ) -> NDArray[np.float32]:
-    """Embeddings [N, D] of the images at `indices`, seen as in a test."""
+    """Embeddings [N, D] of the images at `indices`, seen as in a test. `what`: name of the progress bar, if any."""
     network = network.to(device).eval()
     blocks = np.split(indices, range(BATCH, len(indices), BATCH))
     with torch.inference_mode():

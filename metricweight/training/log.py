@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -27,11 +27,11 @@ def say(text: str) -> None:
     console.print(text, markup=False)
 
 
-def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """The items, with a progress bar on a terminal while they are gone through."""
+def track(items: Sequence[Item], what: str | None) -> Iterator[Item]:
+    """The items, with a progress bar called `what` on a terminal while they are gone through; None shows no bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield from bar.track(items, total=total, description=what)
+    with Progress(*columns, console=console, transient=True, disable=what is None or not console.is_terminal) as bar:
+        yield from bar.track(items, description=what or "")
 
 
 class TrainingLog:
@@ -62,6 +62,7 @@ class TrainingLog:
         return step % self.every == 0 or step == self.steps
 
     def step(self, step: int, loss: float, learning_rate: float) -> None:
+        """Loss and learning rate of a step that is due."""
         now = time.perf_counter()
         rate = (step - self.seen) * self.images_per_step / (now - self.since)
         self.seen, self.since = step, now
@@ -71,10 +72,12 @@ class TrainingLog:
         if not console.is_terminal and (step // self.every) % 10 == 0:
             say(f"step {step}/{self.steps}  {facts}")
 
-    def validation(self, step: int, metrics: dict[str, float]) -> None:
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        if not metrics:
+            return
         self.write(step=step, validation=metrics)
-        shown = "  ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items())
-        say(f"step {step}/{self.steps}  validation: {shown}")
+        recall, precision = 100 * metrics["recall@1"], 100 * metrics["map@r"]
+        say(f"step {step}/{self.steps}  validation: R@1 {recall:.1f} %, MAP@R {precision:.1f} %")
 
     def write(self, **line: object) -> None:
         self.file.write(json.dumps(line) + "\n")

@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from metricweight.files import write_text
 from metricweight.models.heads import embedder
 from metricweight.retrieval import Report, evaluate
 from metricweight.retrieval import report as reports
-from metricweight.settings import Settings
+from metricweight.settings import DataSettings, Settings
 from metricweight.training import checkpoint
 from metricweight.training.embedding import embed_images, load_images, seen, splits_of, write_embeddings
 from metricweight.training.log import TrainingLog, say
@@ -39,49 +39,70 @@ def train(settings: Settings, recipe: str, out: Path | None = None, overwrite: b
     Raises InputError before the first step for whatever is wrong with settings, data or folder, and `Interrupted`
     after Ctrl-C, with a checkpoint of the step that was reached.
     """
-    run = checkpoint.claim_folder(out, recipe, overwrite)
-    device = _device(settings)
-    torch.manual_seed(settings.seed)
-    images = load_images(settings.data)
-    splits = splits_of(images, settings.data)
-    labels = images.labels[splits["train"]]
-    sampler = ClassBalancedSampler(labels, settings.batch.classes, settings.batch.images, settings.seed)
-    model = embedder(
-        settings.model.backbone, images.channels, settings.model.embedding_size, settings.model.pretrained
-    ).to(device)
+    with checkpoint.claimed_folder(out, recipe, overwrite) as run:
+        device = _device(settings)
+        images = load_images(settings.data)
+        splits = splits_of(images, settings.data)
+        labels = images.labels[splits["train"]]
+        sampler = ClassBalancedSampler(labels, settings.batch.classes, settings.batch.images, settings.seed)
+        torch.manual_seed(settings.seed)
+        network = settings.model
+        model = embedder(network.backbone, images.channels, network.embedding_size, network.pretrained).to(device)
+        say(_described(images, splits, model, settings))
+
+        def test(what: str, network: nn.Module) -> Report:
+            found = embed_images(network, images, splits["test"], settings.data, device, what)
+            return evaluate(found, images.labels[splits["test"]], ks=settings.ks)
+
+        before = {"pixels": test("raw pixels", _RawPixels()), "untrained": test("untrained network", model)}
+        validate = _validation(model, images, splits["validation"], settings.data, device)
+        validate()  # here, so that what is wrong with the data is said before the training
+        checkpoint.clear(run)
+        write_text(run / "settings.yaml", settings.yaml())
+        write_text(run / "environment.json", checkpoint.environment(settings, device))
+        _write_labels(run / "labels.csv", images, splits)
+    try:
+        started = time.perf_counter()
+        _train(model, images, splits["train"], sampler, settings, device, validate, run)
+        seconds = time.perf_counter() - started
+        found = embed_images(model, images, splits["test"], settings.data, device, "trained network")
+        write_embeddings(run / "embeddings.npz", found, images, splits["test"])
+    except KeyboardInterrupt as stopped:
+        if not (run / "checkpoint.pt").exists():
+            raise
+        raise Interrupted(
+            f"stopped{stopped}; the network is in {run / 'checkpoint.pt'}. To see how good it is:\n"
+            f"  metricweight embed {run}\n  metricweight evaluate {run / 'embeddings.npz'}"
+        ) from None
+    tested = {**before, "trained": evaluate(found, images.labels[splits["test"]], ks=settings.ks)}
+    reports.save(tested, run / "report", recipe=recipe, steps=settings.steps, training_seconds=round(seconds, 1))
+    say(f"\n{reports.markdown(tested)}\n\nTrained for {seconds:.0f} s. Everything is in {run}.")
+    return run
+
+
+def _train(
+    model: nn.Module,
+    images: Images,
+    indices: Indices,
+    sampler: ClassBalancedSampler,
+    settings: Settings,
+    device: str,
+    validate: Callable[[], Mapping[str, float]],
+    run: Path,
+) -> None:
+    """All steps, with looks at the validation classes. Ends with a checkpoint, also after Ctrl-C."""
     loss_fn = settings.build_loss().to(device)
-    say(_described(images, splits, model, settings))
-
-    def test(network: nn.Module, split: str, what: str) -> Report:
-        found = embed_images(network, images, splits[split], settings.data, device, what)
-        return evaluate(found, images.labels[splits[split]], ks=settings.ks)
-
-    tested = {
-        "pixels": test(_RawPixels(), "test", "raw pixels"),
-        "untrained": test(model, "test", "untrained network"),
-    }
-    checkpoint.clear(run)
-    write_text(run / "settings.yaml", settings.yaml())
-    write_text(run / "environment.json", checkpoint.environment(settings, device))
-    _write_labels(run / "labels.csv", images, splits)
-
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.optimizer.learning_rate, weight_decay=settings.optimizer.weight_decay
-    )
+    rates = settings.optimizer
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rates.learning_rate, weight_decay=rates.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warm_up_and_cosine(step, settings.steps, settings.optimizer.warmup)
+        optimizer, lambda step: warm_up_and_cosine(step, settings.steps, rates.warmup)
     )
     looks = {round(settings.steps * i / settings.validations) for i in range(1, settings.validations + 1)}
     log = TrainingLog(run / "metrics.jsonl", settings.steps, settings.batch.classes * settings.batch.images)
-    started = time.perf_counter()
-    with (
-        log.open(),
-        _stop_when_asked() as stopped,
-        _ahead(_batches(images, splits["train"], sampler, settings)) as batches,
-    ):
-        for step, (inputs, targets) in enumerate(batches, start=1):
+    with log.open(), _stop_when_asked() as asked, _ahead(_batches(images, indices, sampler, settings)) as batches:
+        for step, (inputs, labels) in enumerate(batches, start=1):
             model.train()
-            loss = loss_fn(model(inputs.to(device)), targets.to(device))
+            loss = loss_fn(model(inputs.to(device)), labels.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -89,25 +110,27 @@ def train(settings: Settings, recipe: str, out: Path | None = None, overwrite: b
                 _refuse_nan(value := float(loss.detach()), step)
                 log.step(step, value, float(optimizer.param_groups[0]["lr"]))
             schedule.step()
+            if step in looks or step == settings.steps or asked.is_set():
+                checkpoint.save(run, model, settings, images.channels, step)
+            if asked.is_set():
+                raise KeyboardInterrupt(f" after step {step} of {settings.steps}")
             if step in looks:
-                if len(splits["validation"]):
-                    log.validation(step, test(model, "validation", "validation").metrics)
-                checkpoint.save(run, model, settings, images.channels, step)
-            if stopped.is_set():
-                checkpoint.save(run, model, settings, images.channels, step)
-                raise Interrupted(
-                    f"stopped after step {step} of {settings.steps}. To see how good it is:\n"
-                    f"  metricweight embed {run}\n  metricweight evaluate {run / 'embeddings.npz'}"
-                )
-    seconds = time.perf_counter() - started
-    checkpoint.save(run, model, settings, images.channels, settings.steps)
+                log.validation(step, validate())
 
-    found = embed_images(model, images, splits["test"], settings.data, device, "trained network")
-    write_embeddings(run / "embeddings.npz", found, images, splits["test"])
-    tested["trained"] = evaluate(found, images.labels[splits["test"]], ks=settings.ks)
-    reports.save(tested, run / "report", recipe=recipe, steps=settings.steps, training_seconds=round(seconds, 1))
-    say(f"\n{reports.markdown(tested)}\n\nTrained for {seconds:.0f} s. Everything is in {run}.")
-    return run
+
+def _validation(
+    model: nn.Module, images: Images, indices: Indices, data: DataSettings, device: str
+) -> Callable[[], Mapping[str, float]]:
+    """What the validation classes say of the model now; nothing where there are none."""
+
+    def validate() -> Mapping[str, float]:
+        if not len(indices):
+            return {}
+        return evaluate(
+            embed_images(model, images, indices, data, device, None), images.labels[indices], ks=[1]
+        ).metrics
+
+    return validate
 
 
 def warm_up_and_cosine(step: int, steps: int, warmup: float) -> float:
@@ -205,8 +228,8 @@ def _described(images: Images, splits: dict[str, Indices], model: nn.Module, set
 def _refuse_nan(loss: float, step: int) -> None:
     if not math.isfinite(loss):
         raise InputError(
-            f"the loss is {loss} at step {step}: the training has diverged. Lower optimizer.learning_rate; "
-            "the checkpoint of the last validation, if there was one, is as it was."
+            f"the loss is {loss} at step {step}: the training has diverged; lower optimizer.learning_rate. "
+            "A checkpoint of an earlier step stays as it is."
         )
 
 
