@@ -12,6 +12,10 @@ class InputError(ValueError):
     """Something that the user gave cannot be used. The message is one plain sentence, ready to be shown."""
 
 
+class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
+    """The user stopped a program; the message says what there is now."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean X?' for the known word that is nearest to `word`, or '' if none is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

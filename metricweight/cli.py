@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from metricweight.checks import InputError
+from metricweight.checks import InputError, Interrupted
 
 app = typer.Typer(
     add_completion=False,
@@ -95,14 +95,14 @@ def evaluate(
     """Print and save a Recall@K report of embeddings, whoever made them."""
     from metricweight.data.embeddings import read
     from metricweight.retrieval import evaluate
-    from metricweight.retrieval.report import save
+    from metricweight.retrieval.report import markdown, save
 
     found, own_labels, what = read(embeddings, labels, label_column)
     report = evaluate(found, own_labels, similarity=similarity, ks=ks)  # type: ignore[arg-type]
     stem = (out or embeddings.parent) / f"{embeddings.stem}.report"
     stem.parent.mkdir(parents=True, exist_ok=True)
     save({embeddings.stem: report}, stem, source=str(embeddings))
-    typer.echo(f"{what}\n\n{report.markdown()}\n\nSaved as {stem}.json, .md and .csv.")
+    typer.echo(f"{what}\n\n{markdown({embeddings.stem: report})}\n\nSaved as {stem}.json, .md and .csv.")
 
 
 def main() -> None:
@@ -113,8 +113,8 @@ def main() -> None:
         sys.exit(_say(f"error: {error}", 2))
     except OSError as error:
         sys.exit(_say(f"error: {error.filename or ''}: {error.strerror or error}", 2))
-    except KeyboardInterrupt as stopped:
-        sys.exit(_say(str(stopped) or "interrupted.", 130))
+    except Interrupted as stopped:
+        sys.exit(_say(str(stopped), 130))
 
 
 def _say(text: str, code: int) -> int:

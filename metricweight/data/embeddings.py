@@ -110,7 +110,7 @@ def _labels(path: Path | None, column: str) -> Array:
         _require(table, column, path)
         return table[column].to_numpy()
     if path.suffix == ".txt":
-        return np.array(path.read_text(encoding="utf-8").split("\n")[:-1])
+        return np.array(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     raise InputError(f"the labels {path} are not .npy, .csv, .parquet or .txt.")
 
 

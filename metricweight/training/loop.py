@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metricweight.checks import InputError
+from metricweight.checks import InputError, Interrupted
 from metricweight.data.images import Images, Indices
 from metricweight.data.sampler import ClassBalancedSampler
 from metricweight.files import write_text
@@ -26,10 +26,6 @@ from metricweight.training.embedding import embed_images, load_images, seen, spl
 from metricweight.training.log import TrainingLog, say
 
 Batch = tuple[Tensor, Tensor]  # images [B, C, S, S] and labels [B]
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user stopped the training; the message says what there is now."""
 
 
 def train(settings: Settings, recipe: str, out: Path | None = None, overwrite: bool = False) -> Path:

@@ -1,0 +1,180 @@
+"""The command line: help, and a plain sentence for every mistake."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metricweight.cli import _repeat_option
+
+X, Y = np.random.default_rng(0).standard_normal((12, 3)), np.arange(12) % 3
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["recipes"], ["embed"], ["evaluate"]])
+def test_every_command_has_help(metricweight, words):
+    code, out, _ = metricweight(*words, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_recipes_tells_what_there_is_and_what_can_be_set(metricweight):
+    assert [line.split()[0] for line in metricweight("recipes")[1].splitlines()[:3]] == ["digits", "folder", "glyphs"]
+    assert "loss.negative_temperature=10.0" in metricweight("recipes", "glyphs")[1]
+
+
+def test_several_ks_follow_one_option():
+    assert _repeat_option(["x.npz", "--ks", "1", "2", "--out", "3"], "--ks") == [
+        "x.npz", "--ks", "1", "--ks", "2", "--out", "3",
+    ]  # fmt: skip
+
+
+def test_evaluate_prints_and_saves_a_report(metricweight, tmp_path):
+    np.savez("mine.npz", embeddings=X, labels=Y)
+    code, out, _ = metricweight("evaluate", "mine.npz", "--ks", 1, 3, 10)
+    assert code == 0
+    assert "R@1" in out
+    assert "R@10" in out
+    saved = json.loads((tmp_path / "mine.report.json").read_text())
+    assert set(saved["models"]["mine"]["test"]) == {
+        "recall@1",
+        "recall@3",
+        "recall@10",
+        "map@r",
+        "r_precision",
+        "stamp",
+    }
+    assert (tmp_path / "mine.report.md").read_text() in out + "\n"
+    assert pd.read_csv(tmp_path / "mine.report.csv").shape == (1, 6)
+
+
+def test_labels_that_are_strings_are_mapped_and_the_mapping_is_saved(metricweight, tmp_path):
+    pd.DataFrame(X).assign(label=[f"bird {y}" for y in Y]).to_csv("birds.csv", index=False)
+    assert metricweight("evaluate", "birds.csv")[0] == 0
+    mapping = pd.read_csv(tmp_path / "birds.report.labels.csv")
+    assert mapping.to_dict("list") == {"number": [0, 1, 2], "label": ["bird 0", "bird 1", "bird 2"]}
+
+
+def test_a_report_can_be_saved_elsewhere(metricweight, tmp_path):
+    np.savez("mine.npz", embeddings=X, labels=Y)
+    assert metricweight("evaluate", "mine.npz", "--out", "some/where")[0] == 0
+    assert (tmp_path / "some" / "where" / "mine.report.json").exists()
+
+
+def npz(**arrays):
+    np.savez("x.npz", **{"embeddings": X, "labels": Y, **arrays})
+    return ["evaluate", "x.npz"]
+
+
+def csv(table):
+    table.to_csv("x.csv", index=False)
+    return ["evaluate", "x.csv"]
+
+
+def run_folder():
+    np.savez("embeddings.npz", a=1)
+    return ["train", "digits", "--out", "."]
+
+
+def a_file_in_the_way():
+    with open("file", "w") as file:
+        file.write("")
+    return ["train", "digits", "--out", "file/run"]
+
+
+def no_write_for_the_report():
+    with open("file", "w") as file:
+        file.write("")
+    return [*npz(), "--out", "file/sub"]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ["train", "glyfs"], "unknown recipe 'glyfs'; did you mean glyphs?"),
+        (lambda: ["train", "digits", "loss.margn=1"], "unknown setting loss.margn; did you mean loss.margin?"),
+        (lambda: ["train", "digits", "steps=many"], "setting steps: should be a valid integer"),
+        (lambda: ["train", "digits", "ks=[1,9999]"], "a query has 895 others to be compared with"),
+        (lambda: ["train", "digits", "batch.classes=9"], "set batch.classes=5 or less"),
+        (lambda: ["train", "glyphs", "data.size=64"], "the glyphs are drawn 32 x 32; data.size=64 cannot be"),
+        (lambda: ["train", "folder"], "setting data.root is needed"),
+        (lambda: ["train", "folder", "data.root=nowhere"], "data.root=nowhere is not there"),
+        (run_folder, "already holds a run (embeddings.npz); choose another --out, or add --overwrite"),
+        (a_file_in_the_way, "cannot write to file/run"),
+        (lambda: ["train", "digits", "device=cuda"], "device=cuda was asked for, but torch finds no GPU"),
+        (lambda: ["embed", "nowhere"], "nowhere holds no checkpoint.pt"),
+        (lambda: ["embed", "nowhere", "--split", "dev"], "--split is train, validation, test or all, got 'dev'"),
+        (lambda: ["evaluate", "nowhere.npz"], "nowhere.npz is not there"),
+        (lambda: [*npz(), "--ks", "99"], "a query has 11 others to be compared with; use ks from 1 to 11"),
+        (lambda: npz(labels=Y[:5]), "labels must be [12] to match embeddings [12, 3], got [5]"),
+        (lambda: npz(embeddings=X * np.nan), "12 of 12 embeddings are not finite"),
+        (lambda: npz(embeddings=X * 0 + 1), "the embeddings are collapsed"),
+        (lambda: csv(pd.DataFrame(X, columns=["a", "b", "c"])), "has no column 'label'; it has 'a', 'b', 'c'"),
+        (no_write_for_the_report, "file/sub: Not a directory"),
+    ],
+)  # fmt: skip
+def test_every_mistake_gets_a_plain_sentence_and_exit_code_2(metricweight, monkeypatch, make, words):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    from metricweight.cli import main  # noqa: F401  (the fixture has changed into an empty folder)
+
+    code, _, err = metricweight(*make())
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_a_refused_training_leaves_no_folder(metricweight, tmp_path):
+    metricweight("train", "digits", "ks=[9999]", "--out", "run")
+    metricweight("train", "digits", "ks=[9999]")
+    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(metricweight, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.json").write_text("old")
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    refused = ["train", "digits", "steps=2", "ks=[9999]", "--out", "run", "--overwrite"]
+    assert metricweight(*refused)[0] == 2
+    assert (tmp_path / "run" / "report.json").read_text() == "old"  # a run that cannot start replaces nothing
+    assert metricweight("train", "digits", "steps=2", "--out", "run", "--overwrite")[0] == 0
+    assert "trained" in (tmp_path / "run" / "report.json").read_text()
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
+
+
+def test_two_runs_without_out_do_not_meet(metricweight, tmp_path):
+    for _ in range(2):
+        assert metricweight("train", "digits", "steps=1")[0] == 0
+    assert len(list((tmp_path / "runs").glob("digits-*"))) == 2
+
+
+def test_embed_writes_any_split_of_any_data_and_keeps_what_is_there(metricweight, digits_run, tmp_path):
+    code, _, err = metricweight("embed", digits_run)
+    assert code == 2
+    assert "embeddings.npz is already there; add --overwrite" in err
+    for split, count in (("train", 901), ("test", 896), ("all", 1797)):
+        assert metricweight("embed", digits_run, "--split", split, "--out", f"{split}.npz")[0] == 0
+        assert len(np.load(f"{split}.npz")["labels"]) == count
+    assert metricweight("embed", digits_run, "--data", "digits", "--out", "again.npz")[0] == 0
+    assert np.array_equal(np.load("again.npz")["embeddings"], np.load("all.npz")["embeddings"])
+
+
+def test_a_piped_run_prints_plain_lines(digits_run):
+    command = [
+        sys.executable,
+        "-m",
+        "metricweight",
+        "train",
+        "digits",
+        "steps=20",
+        "--out",
+        str(digits_run),
+        "--overwrite",
+    ]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert "step 10/20  loss" in out
+    assert "images/s" in out

@@ -1,0 +1,99 @@
+"""Embeddings and labels in files, whoever wrote them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metricweight.checks import InputError
+from metricweight.data.embeddings import read
+
+X = np.random.default_rng(0).standard_normal((6, 3))
+Y = np.array([0, 0, 1, 1, 2, 2])
+NAMES = np.array(["a", "a", "b", "b", "c", "c"])
+
+
+def table(**more):
+    return pd.DataFrame(X, columns=["e0", "e1", "e2"]).assign(**more)
+
+
+def write(path, content):
+    if path.suffix == ".npz":
+        np.savez(path, **content)
+    elif path.suffix == ".npy":
+        np.save(path, content)
+    elif path.suffix == ".csv":
+        content.to_csv(path, index=False)
+    elif path.suffix == ".parquet":
+        content.to_parquet(path)
+    else:
+        path.write_text(content)
+    return path
+
+
+FILES = [
+    ("x.npz", {"embeddings": X, "labels": Y}, None, None, Y),
+    ("x.npz", {"embeddings": X, "labels": Y}, "y.npy", NAMES, NAMES),
+    ("x.npz", {"embeddings": X}, "y.npy", Y, Y),
+    ("x.npy", X, "y.npy", Y, Y),
+    ("x.npy", X, "y.txt", "a\na\nb\nb\nc\nc", NAMES),
+    ("x.npy", X, "y.txt", "a\r\na\r\nb\r\nb\r\nc\r\nc\r\n", NAMES),
+    ("x.npy", X, "y.csv", pd.DataFrame({"label": NAMES}), NAMES),
+    ("x.csv", table(label=Y), None, None, Y),
+    ("x.csv", table(label=NAMES, path="some.png"), None, None, NAMES),
+    ("x.csv", table(), "y.npy", Y, Y),
+    ("x.parquet", table(label=NAMES), None, None, NAMES),
+    ("x.parquet", pd.DataFrame({"label": Y, "embedding": list(X)}), None, None, Y),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "labels_name", "labels_content", "expected"), FILES)
+def test_every_kind_of_file_gives_the_same(tmp_path, name, content, labels_name, labels_content, expected):
+    path = write(tmp_path / name, content)
+    labels = None if labels_name is None else write(tmp_path / labels_name, labels_content)
+    embeddings, found, what = read(path, labels)
+    assert np.allclose(embeddings, X)
+    assert found.tolist() == expected.tolist()
+    assert "6 x 3" in what
+
+
+def test_what_was_taken_for_the_embedding_is_said(tmp_path):
+    _, _, what = read(write(tmp_path / "x.csv", table(label=Y, path="some.png")))
+    assert "columns 'e0' to 'e2' (not path)" in what
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.csv", table(species=Y), "has no column 'label'; it has 'e0', 'e1', 'e2', 'species'.*--label-column"),
+        ("x.csv", pd.DataFrame({"label": Y, "path": NAMES}), "no columns of numbers besides the label; it has 'path'"),
+        ("x.npz", {"features": X, "labels": Y}, "holds features, labels; needed: embeddings and labels"),
+        ("x.npz", {"embeddings": X}, "holds embeddings; needed: embeddings and labels"),
+        ("x.npy", X, "holds embeddings alone; give their labels with --labels"),
+        ("x.bin", "", "is not .npz, .npy, .csv or .parquet"),
+        ("x.npy", np.array([{"a": 1}], dtype=object), "give their labels"),
+    ],
+)
+def test_a_file_without_what_is_needed_is_refused_with_what_it_has(tmp_path, name, content, words):
+    with pytest.raises(InputError, match=words):
+        read(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.npy", "x.parquet"])
+def test_a_damaged_file_is_refused(tmp_path, name):
+    path = write(tmp_path / name, {"x.npz": {"embeddings": X}, "x.npy": X, "x.parquet": table()}[name])
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"damaged|cannot be read"):
+        read(path, write(tmp_path / "y.txt", "a\n"))
+
+
+def test_objects_are_never_unpickled(tmp_path):
+    np.save(tmp_path / "y.npy", np.array([{"a": 1}], dtype=object))
+    with pytest.raises(InputError, match="not a NumPy file of plain arrays"):
+        read(write(tmp_path / "x.npy", X), tmp_path / "y.npy")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none.npz is not there"):
+        read(tmp_path / "none.npz")
+    with pytest.raises(InputError, match=r"none.txt is not there"):
+        read(write(tmp_path / "x.npy", X), tmp_path / "none.txt")

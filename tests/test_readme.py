@@ -1,0 +1,87 @@
+"""The README is true: its commands and code run. `.ci/run` runs the two lines of set-up."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from metricweight.losses import LOSSES
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+SET_UP = [line for line in COMMANDS if ".venv" in line]
+SHORT = {  # what makes a training command of the README short
+    "glyphs": ["steps=2", "validations=1", "data.test=0.02", "data.validation=0.02"],
+    "folder": ["steps=2", "validations=1", "batch.classes=2", "data.validation=0", "ks=[1,2]"],
+}
+SHORT["runs/mine/settings.yaml"] = []
+
+
+def test_the_two_lines_of_set_up_are_the_ones_that_ci_runs():
+    ci = (Path(__file__).parents[1] / ".ci" / "run").read_text().splitlines()
+    train, test, activate = SET_UP
+    assert f'bash -c "{train}"' in ci
+    assert f'bash -c "{test}"' in ci
+    assert activate == ". .venv/bin/activate"
+
+
+@pytest.fixture
+def a_user(tmp_path):
+    """A folder with the files that the README speaks of."""
+    random = np.random.default_rng(0)
+    rows = []
+    for species in range(6):
+        for number in range(4):
+            path = tmp_path / "photos" / f"species {species}" / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(path)
+            rows.append({"path": path.relative_to(tmp_path), "label": species})
+    pd.DataFrame(rows).to_csv(tmp_path / "photos.csv", index=False)
+    embeddings, labels = random.standard_normal((40, 4)), np.arange(40) % 8
+    np.savez(tmp_path / "embeddings.npz", embeddings=embeddings, labels=labels)
+    np.save(tmp_path / "embeddings.npy", embeddings)
+    (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
+    pd.DataFrame(embeddings).assign(species=labels).to_csv(tmp_path / "table.csv", index=False)
+
+
+def test_every_command_runs_in_the_order_in_which_it_is_read(metricweight, a_user):
+    ran = 0
+    for line in COMMANDS:
+        if line in SET_UP:
+            continue
+        program, *words = shlex.split(line)
+        assert program == "metricweight"
+        if words[0] == "train":
+            words += SHORT[words[1]]
+        code, out, err = metricweight(*words)
+        assert code == 0, f"{line}: {err}"
+        assert out
+        ran += 1
+    assert ran >= 10
+
+
+def test_every_block_of_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert "R@1" in capsys.readouterr().out
+
+
+def test_the_table_of_losses_is_the_list_of_losses():
+    for row in LOSSES.values():
+        paper = f"[{row.paper}](https://arxiv.org/abs/{row.paper})"
+        assert f"| `{row.name}` | `mw.losses.{row.build.__name__}` | {row.kind}s | {paper} |" in README.splitlines()
+
+
+def test_every_command_line_verb_is_in_the_readme():
+    from metricweight.cli import app
+
+    for command in app.registered_commands:
+        assert f"metricweight {command.callback.__name__}" in README

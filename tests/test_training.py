@@ -1,0 +1,180 @@
+"""A run: what it leaves, that it can be repeated, stopped, and not be lost."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from metricweight.checks import InputError
+from metricweight.retrieval import evaluate
+from metricweight.settings import read
+from metricweight.training import checkpoint
+from metricweight.training.loop import train, warm_up_and_cosine
+
+FEW_GLYPHS = ["data.test=0.02", "data.validation=0.02", "steps=4", "validations=2", "batch.classes=4"]
+
+
+@pytest.fixture(scope="module")
+def glyphs_run(tmp_path_factory):
+    return train(read("glyphs", FEW_GLYPHS), "glyphs", tmp_path_factory.mktemp("runs") / "few")
+
+
+def test_a_run_leaves_everything_that_is_known_about_it(glyphs_run):
+    assert sorted(path.name for path in glyphs_run.iterdir()) == sorted(checkpoint.FILES)
+    report = json.loads((glyphs_run / "report.json").read_text())
+    assert report["schema"] == 1
+    assert report["training_seconds"] > 0
+    assert list(report["models"]) == ["pixels", "untrained", "trained"]
+    for model in report["models"].values():
+        assert set(model["test"]) == {
+            "recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "stamp",
+        }  # fmt: skip
+    environment = json.loads((glyphs_run / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert environment["seed"] == 0
+    assert read(str(glyphs_run / "settings.yaml")) == read("glyphs", FEW_GLYPHS)
+    table = pd.read_csv(glyphs_run / "report.csv", index_col="model")
+    assert table.loc["trained", "recall@1"] == report["models"]["trained"]["test"]["recall@1"]
+    assert "any hit" in (glyphs_run / "report.md").read_text()
+
+
+def test_the_log_has_a_line_per_reported_step_and_per_validation(glyphs_run):
+    lines = [json.loads(line) for line in (glyphs_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "validation" in line] == [2, 4]
+
+
+def test_no_class_is_on_two_sides_and_every_class_is_listed(glyphs_run):
+    table = pd.read_csv(glyphs_run / "labels.csv")
+    assert table["label"].is_unique
+    assert set(table["split"]) == {"train", "validation", "test"}
+    tested = set(table["number"][table["split"] == "test"])
+    assert set(np.load(glyphs_run / "embeddings.npz")["labels"]) == tested
+
+
+def test_the_embeddings_give_the_reported_numbers_and_so_does_the_checkpoint(glyphs_run, metricweight):
+    report = json.loads((glyphs_run / "report.json").read_text())["models"]["trained"]["test"]
+    arrays = np.load(glyphs_run / "embeddings.npz")
+    again = evaluate(arrays["embeddings"], arrays["labels"])
+    assert again.metrics == {name: report[name] for name in again.metrics}
+    code, _, _ = metricweight("embed", glyphs_run, "--out", "again.npz")
+    assert code == 0
+    assert np.array_equal(np.load("again.npz")["embeddings"], arrays["embeddings"])
+
+
+def test_the_same_seed_gives_the_same_weights_and_numbers_bit_for_bit(glyphs_run, tmp_path):
+    again = train(read("glyphs", FEW_GLYPHS), "glyphs", tmp_path / "again")
+    other = train(read("glyphs", [*FEW_GLYPHS, "seed=1"]), "glyphs", tmp_path / "other")
+
+    def weights(run):
+        return torch.load(run / "checkpoint.pt")["model"]
+
+    def numbers(run):
+        return json.loads((run / "report.json").read_text())["models"]
+
+    assert all(torch.equal(a, b) for a, b in zip(weights(glyphs_run).values(), weights(again).values(), strict=True))
+    assert numbers(glyphs_run) == numbers(again)
+    assert numbers(glyphs_run)["trained"] != numbers(other)["trained"]
+    assert numbers(glyphs_run)["pixels"] == numbers(other)["pixels"]  # the test images are those of data.seed
+
+
+def test_training_makes_the_network_better(tmp_path):
+    run = train(read("glyphs", [*FEW_GLYPHS, "steps=40", "batch.classes=16"]), "glyphs", tmp_path / "run")
+    models = json.loads((run / "report.json").read_text())["models"]
+    recall = {name: model["test"]["recall@1"] for name, model in models.items()}
+    assert recall["trained"] > max(recall["untrained"], recall["pixels"]) + 0.1
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_to_nothing():
+    rates = [warm_up_and_cosine(step, 100, 0.2) for step in range(100)]
+    assert rates[:20] == pytest.approx([(i + 1) / 20 for i in range(20)])
+    assert rates[19] == max(rates) == 1
+    assert all(a > b for a, b in pairwise(rates[19:]))
+    assert 0 < rates[-1] < 0.001
+    for steps, warmup in ((1, 0.2), (5, 0.2), (3, 0.0), (3, 1.0)):
+        assert all(0 < warm_up_and_cosine(step, steps, warmup) <= 1 for step in range(steps))
+
+
+def start(run, *words):
+    command = [sys.executable, "-m", "metricweight", "train", "digits", "steps=100000", "--out", str(run), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_evaluate_it(tmp_path, metricweight):
+    run = tmp_path / "run"
+    process = start(run)
+    time.sleep(1)
+    wait_for(lambda: (run / "metrics.jsonl").exists())
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped after step" in err
+    commands = [line.split()[1:] for line in err.splitlines() if line.startswith("  metricweight")]
+    assert [words[0] for words in commands] == ["embed", "evaluate"]
+    for words in commands:
+        code, out, problem = metricweight(*words)
+        assert code == 0, problem
+    assert "R@1" in out
+
+
+def test_a_run_killed_while_it_trains_leaves_no_half_written_file(tmp_path):
+    run = tmp_path / "run"
+    process = start(run, "validations=50000")  # a checkpoint every other step
+    wait_for(lambda: (run / "checkpoint.pt").exists())
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    checkpoint.load(run)
+
+
+def test_a_terminal_sees_a_bar_with_loss_speed_and_time_left(tmp_path):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "metricweight", "train", "glyphs", *FEW_GLYPHS, "steps=30", "--out", str(tmp_path)]
+    environment = {**os.environ, "COLUMNS": "140", "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:
+            break
+        if not piece:
+            break
+        seen += piece
+    os.close(ours)
+    assert process.wait() == 0
+    text = seen.decode()
+    for word in ("training", "/30", "loss 0.", "images/s", "left", "validation: R@1", "| trained"):
+        assert word in text
+
+
+def test_a_damaged_checkpoint_is_refused(digits_run, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes((digits_run / "checkpoint.pt").read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"checkpoint.pt is damaged or not a checkpoint of ours"):
+        checkpoint.load(tmp_path)
+    with pytest.raises(InputError, match=r"holds no checkpoint.pt; give the folder"):
+        checkpoint.load(tmp_path / "none")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    settings = read("digits", ["steps=20", "optimizer.learning_rate=1e30"])
+    with pytest.raises(InputError, match=r"the loss is nan at step \d+: the training has diverged; lower"):
+        train(settings, "digits", tmp_path / "run")
