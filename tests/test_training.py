@@ -39,7 +39,7 @@ def test_a_run_leaves_everything_that_is_known_about_it(glyphs_run):
             "recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "stamp",
         }  # fmt: skip
     environment = json.loads((glyphs_run / "environment.json").read_text())
-    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert environment["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert environment["seed"] == 0
     assert read(str(glyphs_run / "settings.yaml")) == read("glyphs", FEW_GLYPHS)
     table = pd.read_csv(glyphs_run / "report.csv", index_col="model")

@@ -50,7 +50,8 @@ def load(progress: Progress = iter) -> Glyphs:
     carries a checksum of its content: a damaged one is drawn again. Two processes may fill it at once. Where it
     cannot be written the pictures stay in memory.
     """
-    path = cache_folder() / f"glyphs-{stamp()[:16]}.npz"
+    own_stamp = stamp()
+    path = cache_folder() / f"glyphs-{own_stamp[:16]}.npz"
     notes = []
     arrays = None
     if path.exists():
@@ -69,7 +70,7 @@ def load(progress: Progress = iter) -> Glyphs:
         f"{classes[label]} {arrays['faces'][face]}"
         for label, face in zip(arrays["labels"], arrays["face"], strict=True)
     ]
-    images = in_memory(arrays["pixels"], arrays["labels"], classes, names)
+    images = in_memory(arrays["pixels"], arrays["labels"], classes, names, own_stamp)
     return Glyphs(images, int(arrays["merged"]), notes)
 
 

@@ -1,5 +1,6 @@
 """Pictures with labels, in memory or in files, and where they come from."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ class Images:
     classes   names of the classes
     names     [N] what each picture is called
     channels  1 for grey, 3 for colour
+    stamp     what tells this data from other data of the same name
     """
 
     read: Callable[[Indices], Tensor]
@@ -35,15 +37,18 @@ class Images:
     classes: Sequence[str]
     names: Sequence[str]
     channels: int
+    stamp: str
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-def in_memory(pixels: NDArray[np.uint8], labels: Indices, classes: Sequence[str], names: Sequence[str]) -> Images:
+def in_memory(
+    pixels: NDArray[np.uint8], labels: Indices, classes: Sequence[str], names: Sequence[str], stamp: str
+) -> Images:
     """Grey pictures [N, S, S] that are held in memory."""
     tensor = torch.from_numpy(pixels)[:, None]
-    return Images(lambda indices: tensor[torch.from_numpy(indices)], labels, classes, names, channels=1)
+    return Images(lambda indices: tensor[torch.from_numpy(indices)], labels, classes, names, 1, stamp)
 
 
 def digits(size: int) -> Images:
@@ -55,7 +60,7 @@ def digits(size: int) -> Images:
     large = torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
     pixels = large[:, 0].round().to(torch.uint8).numpy()
     names = [f"digits/{i}" for i in range(len(pixels))]
-    return in_memory(pixels, data.target.astype(np.int64), [str(digit) for digit in range(10)], names)
+    return in_memory(pixels, data.target.astype(np.int64), [str(digit) for digit in range(10)], names, "sklearn")
 
 
 def folder(root: Path, size: int, channels: int = 3) -> Images:
@@ -82,7 +87,9 @@ def folder(root: Path, size: int, channels: int = 3) -> Images:
     def read(indices: Indices) -> Tensor:
         return torch.stack(list(pool.map(lambda i: decode(paths[i], size, channels), indices)))
 
-    return Images(read, labels, classes, [str(path) for path in paths], channels)
+    listed = "\n".join(f"{path} {label} {path.stat().st_size}" for path, label in rows)
+    stamp = hashlib.sha256(listed.encode()).hexdigest()
+    return Images(read, labels, classes, [str(path) for path in paths], channels, stamp)
 
 
 def decode(path: Path, size: int, channels: int) -> Tensor:

@@ -17,7 +17,7 @@ class ClassBalancedSampler(Sampler[list[int]]):
     An epoch is one random permutation of the classes, cut into groups of `classes`; what is left over when their
     number does not divide sits this epoch out, so every batch is full. Items are drawn without replacement; a
     class with fewer than `images` items repeats them as evenly as it can. The batches are a function of
-    (seed, epoch): call `set_epoch` before each pass.
+    (seed, epoch): call `set_epoch` before each pass, or `batch(step)` for any one of them.
 
     labels   [N]  integers; index i of a batch means labels[i]
 
@@ -44,11 +44,12 @@ class ClassBalancedSampler(Sampler[list[int]]):
         return len(self.items) // self.classes
 
     def __iter__(self) -> Iterator[list[int]]:
-        random = np.random.default_rng([self.seed, self.epoch])
-        order = random.permutation(len(self.items))
-        for start in range(0, len(self) * self.classes, self.classes):
-            chosen = []
-            for label in order[start : start + self.classes]:
-                shuffled = random.permutation(self.items[label])
-                chosen.append(np.resize(shuffled, self.images))
-            yield np.concatenate(chosen).tolist()
+        return (self.batch(self.epoch * len(self) + place).tolist() for place in range(len(self)))
+
+    def batch(self, step: int) -> Indices:
+        """The indices of one batch, counted through all epochs: a function of (seed, step), in any order."""
+        epoch, place = divmod(step, len(self))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.items))
+        random = np.random.default_rng([self.seed, epoch, place])
+        chosen = order[place * self.classes : (place + 1) * self.classes]
+        return np.concatenate([np.resize(random.permutation(self.items[label]), self.images) for label in chosen])

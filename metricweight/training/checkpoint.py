@@ -111,16 +111,7 @@ def load(run: Path) -> tuple[nn.Module, Settings, int]:
 
 def environment(settings: Settings, device: str) -> str:
     """What a run was made with, as JSON."""
-    packages = (
-        "metricweight",
-        "torch",
-        "torchvision",
-        "faiss-cpu",
-        "numpy",
-        "pandas",
-        "matplotlib",
-        "pillow",
-    )
+    packages = ("metricweight", "torch", "torchvision", "faiss-cpu", "numpy", "scikit-learn", "matplotlib", "pillow")
     facts: dict[str, Any] = {
         "command": sys.argv,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -136,11 +127,15 @@ def environment(settings: Settings, device: str) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of metricweight's source, with '+' where files differ from it; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parents[2])]
+    """The commit of metricweight's own checkout, with '+' where files differ from it; None where it is no checkout."""
+    home = Path(__file__).parents[2]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", home, *words], capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        if Path(git("rev-parse", "--show-toplevel")) != home.resolve():
+            return None  # installed, below somebody else's checkout
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changed else "")

@@ -19,7 +19,7 @@ from rich.progress import (
 
 Item = TypeVar("Item")
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str) -> None:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metricweight.checks import InputError, Interrupted
@@ -20,7 +22,7 @@ from metricweight.files import write_text
 from metricweight.models.heads import embedder
 from metricweight.retrieval import Report, evaluate
 from metricweight.retrieval import report as reports
-from metricweight.settings import DataSettings, Settings
+from metricweight.settings import Settings
 from metricweight.training import checkpoint
 from metricweight.training.embedding import embed_images, load_images, seen, splits_of, write_embeddings
 from metricweight.training.log import TrainingLog, say
@@ -48,10 +50,24 @@ def train(settings: Settings, recipe: str, out: Path | None = None, overwrite: b
 
         def test(what: str, network: nn.Module) -> Report:
             found = embed_images(network, images, splits["test"], settings.data, device, what)
-            return evaluate(found, images.labels[splits["test"]], ks=settings.ks)
+            return _tested(found, images, splits["test"], settings)
+
+        def validate() -> Mapping[str, float]:
+            held_out = splits["validation"]
+            if not len(held_out):
+                return {}
+            found = embed_images(model, images, held_out, settings.data, device, None)
+            return evaluate(found, images.labels[held_out], ks=[1]).metrics
+
+        def batch_of(step: int) -> Batch:
+            chosen = splits["train"][sampler.batch(step)]
+            inputs = seen(images, chosen, settings.data, training=(settings.seed, step))
+            return inputs, torch.from_numpy(images.labels[chosen])
+
+        def save(step: int) -> None:
+            checkpoint.save(run, model, settings, images.channels, step)
 
         before = {"pixels": test("raw pixels", _RawPixels()), "untrained": test("untrained network", model)}
-        validate = _validation(model, images, splits["validation"], settings.data, device)
         validate()  # here, so that what is wrong with the data is said before the training
         checkpoint.clear(run)
         write_text(run / "settings.yaml", settings.yaml())
@@ -59,10 +75,9 @@ def train(settings: Settings, recipe: str, out: Path | None = None, overwrite: b
         _write_labels(run / "labels.csv", images, splits)
     try:
         started = time.perf_counter()
-        _train(model, images, splits["train"], sampler, settings, device, validate, run)
+        _train(model, settings, device, batch_of, validate, save, run / "metrics.jsonl")
         seconds = time.perf_counter() - started
         found = embed_images(model, images, splits["test"], settings.data, device, "trained network")
-        write_embeddings(run / "embeddings.npz", found, images, splits["test"])
     except KeyboardInterrupt as stopped:
         if not (run / "checkpoint.pt").exists():
             raise
@@ -70,7 +85,8 @@ def train(settings: Settings, recipe: str, out: Path | None = None, overwrite: b
             f"stopped{stopped}; the network is in {run / 'checkpoint.pt'}. To see how good it is:\n"
             f"  metricweight embed {run}\n  metricweight evaluate {run / 'embeddings.npz'}"
         ) from None
-    tested = {**before, "trained": evaluate(found, images.labels[splits["test"]], ks=settings.ks)}
+    write_embeddings(run / "embeddings.npz", found, images, splits["test"])
+    tested = {**before, "trained": _tested(found, images, splits["test"], settings)}
     reports.save(tested, run / "report", recipe=recipe, steps=settings.steps, training_seconds=round(seconds, 1))
     say(f"\n{reports.markdown(tested)}\n\nTrained for {seconds:.0f} s. Everything is in {run}.")
     return run
@@ -78,15 +94,14 @@ def train(settings: Settings, recipe: str, out: Path | None = None, overwrite: b
 
 def _train(
     model: nn.Module,
-    images: Images,
-    indices: Indices,
-    sampler: ClassBalancedSampler,
     settings: Settings,
     device: str,
+    batch_of: Callable[[int], Batch],
     validate: Callable[[], Mapping[str, float]],
-    run: Path,
+    save: Callable[[int], None],
+    log_file: Path,
 ) -> None:
-    """All steps, with looks at the validation classes. Ends with a checkpoint, also after Ctrl-C."""
+    """All steps, with looks at the validation classes. Saves at each look, at the end, and after Ctrl-C."""
     loss_fn = settings.build_loss().to(device)
     rates = settings.optimizer
     optimizer = torch.optim.AdamW(model.parameters(), lr=rates.learning_rate, weight_decay=rates.weight_decay)
@@ -94,9 +109,13 @@ def _train(
         optimizer, lambda step: warm_up_and_cosine(step, settings.steps, rates.warmup)
     )
     looks = {round(settings.steps * i / settings.validations) for i in range(1, settings.validations + 1)}
-    log = TrainingLog(run / "metrics.jsonl", settings.steps, settings.batch.classes * settings.batch.images)
-    with log.open(), _stop_when_asked() as asked, _ahead(_batches(images, indices, sampler, settings)) as batches:
-        for step, (inputs, labels) in enumerate(batches, start=1):
+    log = TrainingLog(log_file, settings.steps, settings.batch.classes * settings.batch.images)
+    with log.open(), _stop_when_asked() as asked, ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(batch_of, 0)
+        for step in range(1, settings.steps + 1):
+            inputs, labels = coming.result()
+            if step < settings.steps:
+                coming = pool.submit(batch_of, step)  # while this one is trained on
             model.train()
             loss = loss_fn(model(inputs.to(device)), labels.to(device))
             optimizer.zero_grad()
@@ -107,26 +126,18 @@ def _train(
                 log.step(step, value, float(optimizer.param_groups[0]["lr"]))
             schedule.step()
             if step in looks or step == settings.steps or asked.is_set():
-                checkpoint.save(run, model, settings, images.channels, step)
+                save(step)
             if asked.is_set():
                 raise KeyboardInterrupt(f" after step {step} of {settings.steps}")
             if step in looks:
                 log.validation(step, validate())
 
 
-def _validation(
-    model: nn.Module, images: Images, indices: Indices, data: DataSettings, device: str
-) -> Callable[[], Mapping[str, float]]:
-    """What the validation classes say of the model now; nothing where there are none."""
-
-    def validate() -> Mapping[str, float]:
-        if not len(indices):
-            return {}
-        return evaluate(
-            embed_images(model, images, indices, data, device, None), images.labels[indices], ks=[1]
-        ).metrics
-
-    return validate
+def _tested(embeddings: NDArray[np.float32], images: Images, indices: Indices, settings: Settings) -> Report:
+    """The report of a split of the images, its stamp saying which data these are."""
+    report = evaluate(embeddings, images.labels[indices], ks=settings.ks)
+    data = {"source": settings.data.source, "stamp": images.stamp[:16], "seed": settings.data.seed}
+    return replace(report, stamp={**report.stamp, "data": data})
 
 
 def warm_up_and_cosine(step: int, steps: int, warmup: float) -> float:
@@ -143,41 +154,6 @@ class _RawPixels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         size = min(32, images.shape[-1])
         return nn.functional.adaptive_avg_pool2d(images, size).flatten(1)
-
-
-def _batches(
-    images: Images, indices: Indices, sampler: ClassBalancedSampler, settings: Settings
-) -> Iterator[Callable[[], Batch]]:
-    """One function per step that makes its batch: a function of (seed, step) alone."""
-    for step in range(settings.steps):
-        epoch, place = divmod(step, len(sampler))
-        if place == 0:
-            sampler.set_epoch(epoch)
-            batches = iter(sampler)
-        chosen = indices[next(batches)]
-
-        def make(chosen: Indices = chosen, step: int = step) -> Batch:
-            inputs = seen(images, chosen, settings.data, training=(settings.seed, step))
-            return inputs, torch.from_numpy(images.labels[chosen])
-
-        yield make
-
-
-@contextmanager
-def _ahead(makers: Iterator[Callable[[], Batch]]) -> Iterator[Iterator[Batch]]:
-    """Makes each batch in a thread while the one before it is trained on."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch") as pool:
-
-        def made() -> Iterator[Batch]:
-            coming = None
-            for make in makers:
-                ready, coming = coming, pool.submit(make)
-                if ready is not None:
-                    yield ready.result()
-            if coming is not None:
-                yield coming.result()
-
-        yield made()
 
 
 @contextmanager
