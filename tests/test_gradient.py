@@ -43,12 +43,12 @@ def test_a_second_derivative_carries_the_weight_twice():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_scale_gradient_keeps_the_dtype_and_weighs_in_the_wider_one(dtype):
-    x = torch.ones(2, 2, dtype=dtype, requires_grad=True)
-    weight = torch.tensor([[1.0009765625], [3.0]])  # 1 + 2^-10 is not a bfloat16
+    x = torch.ones(100, 2, dtype=dtype, requires_grad=True)
+    weight, grad = torch.rand(100, 1), torch.randn(100, 2).to(dtype)
     y = scale_gradient(x, weight)
-    y.backward(torch.full((2, 2), 1024.0, dtype=dtype))
+    y.backward(grad)
     assert y.dtype == x.grad.dtype == dtype
-    assert torch.equal(x.grad[0], torch.full((2,), 1025.0).to(dtype))
+    assert torch.equal(x.grad, (grad.to(torch.promote_types(dtype, torch.float32)) * weight).to(dtype))
 
 
 def test_scale_gradient_works_under_autocast():

@@ -18,6 +18,7 @@ from metricweight.checks import InputError
 from metricweight.retrieval import evaluate
 from metricweight.settings import read
 from metricweight.training import checkpoint
+from metricweight.training.embedding import load_images, seen
 from metricweight.training.loop import train, warm_up_and_cosine
 
 FEW_GLYPHS = ["data.test=0.02", "data.validation=0.02", "steps=4", "validations=2", "batch.classes=4"]
@@ -87,6 +88,16 @@ def test_the_same_seed_gives_the_same_weights_and_numbers_bit_for_bit(glyphs_run
     assert numbers(glyphs_run)["pixels"] == numbers(other)["pixels"]  # the test images are those of data.seed
 
 
+def test_an_image_is_seen_alike_in_every_test_whatever_it_comes_with():
+    settings = read("glyphs").data
+    images = load_images(settings)
+    indices = np.array([5, 900, 17, 20_000])
+    once = seen(images, indices, settings)
+    assert torch.equal(seen(images, indices[::-1].copy(), settings), once.flip(0))
+    assert torch.equal(seen(images, indices[:1], settings), once[:1])
+    assert not torch.equal(seen(images, indices[:1], settings, training=(0, 0)), once[:1])
+
+
 def test_training_makes_the_network_better(tmp_path):
     run = train(read("glyphs", [*FEW_GLYPHS, "steps=40", "batch.classes=16"]), "glyphs", tmp_path / "run")
     models = json.loads((run / "report.json").read_text())["models"]
@@ -142,6 +153,21 @@ def test_a_run_killed_while_it_trains_leaves_no_half_written_file(tmp_path):
     process.kill()
     process.communicate()
     checkpoint.load(run)
+
+
+def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(glyphs_run, tmp_path, monkeypatch):
+    model, settings, channels = checkpoint.load(glyphs_run)
+    checkpoint.save(tmp_path, model, settings, channels, 1)
+
+    def disk_full(state, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path, model, settings, channels, 2)
+    checkpoint.load(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_terminal_sees_a_bar_with_loss_speed_and_time_left(tmp_path):

@@ -46,8 +46,8 @@ def load(progress: Progress = iter) -> Glyphs:
     progress  wraps the list of faces while they are drawn, to show how far it is
 
     The cache is one file in `$XDG_CACHE_HOME/metricweight` (or `~/.cache/metricweight`), named by a stamp of the
-    fonts and of everything else that decides the pixels; another matplotlib or Pillow draws another file. It
-    carries a checksum of its content: a damaged one is drawn again. Two processes may fill it at once. Where it
+    fonts and of everything else that decides the pixels; another matplotlib or Pillow draws another file. A
+    damaged one is drawn again. Two processes may fill it at once. Where it
     cannot be written the pictures stay in memory.
     """
     own_stamp = stamp()
@@ -62,7 +62,7 @@ def load(progress: Progress = iter) -> Glyphs:
         arrays = _arrays(*draw(progress))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_arrays(path, checksum=_checksum(arrays), **arrays)
+            write_arrays(path, **arrays)
         except OSError as error:
             notes.append(f"the cache cannot be written ({error}); the glyphs are drawn anew each time.")
     classes = [str(name) for name in arrays["classes"]]
@@ -173,20 +173,10 @@ def _arrays(classes: Drawings, merged: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def _checksum(arrays: dict[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
-
-
 def _read(path: Path) -> dict[str, NDArray[Any]] | None:
-    """The arrays of a cache file, or None where it is not what was written."""
+    """The arrays of a cache file, or None where it is not what was written: each carries its CRC-32."""
     try:
         with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-        intact = str(arrays.pop("checksum")) == _checksum(arrays)
+            return {name: file[name] for name in ("pixels", "labels", "face", "faces", "classes", "merged")}
     except Exception:  # whatever a damaged file makes zip or NumPy say
         return None
-    return arrays if intact else None

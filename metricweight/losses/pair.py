@@ -1,6 +1,5 @@
 """What all losses on pairs share: the calling convention of pytorch-metric-learning, and its edges."""
 
-import torch
 from torch import Tensor
 
 from metricweight.checks import check_embeddings
@@ -29,17 +28,16 @@ def distances_and_pairs(
     itself = ref_emb is None or ref_emb is embeddings
     check_embeddings(embeddings, labels)
     labels = labels.to(embeddings.device)
-    with torch.autocast(embeddings.device.type, enabled=False):
-        query = unit(embeddings)
-        if itself:
-            gallery, pairs = query, from_labels(labels)
-        else:
-            assert ref_emb is not None
-            if ref_labels is None:
-                raise TypeError("ref_emb was given without ref_labels; pass both.")
-            check_embeddings(ref_emb, ref_labels, names="ref_emb, ref_labels")
-            gallery = unit(ref_emb).to(query.dtype)
-            pairs = from_labels(labels, ref_labels.to(embeddings.device))
-        if indices_tuple is not None:
-            pairs = among(pairs, indices_tuple)
-        return euclidean(query, gallery.detach() if fixed_gallery else gallery), pairs
+    query = unit(embeddings)
+    if itself:
+        gallery, pairs = query, from_labels(labels)
+    else:
+        assert ref_emb is not None
+        if ref_labels is None:
+            raise TypeError("ref_emb was given without ref_labels; pass both.")
+        check_embeddings(ref_emb, ref_labels, names="ref_emb, ref_labels")
+        gallery = unit(ref_emb).to(query.dtype)
+        pairs = from_labels(labels, ref_labels.to(embeddings.device))
+    if indices_tuple is not None:
+        pairs = among(pairs, indices_tuple)
+    return euclidean(query, gallery.detach() if fixed_gallery else gallery), pairs
