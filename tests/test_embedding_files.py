@@ -70,7 +70,7 @@ def test_what_was_taken_for_the_embedding_is_said(tmp_path):
         ("x.npz", {"embeddings": X}, "holds embeddings; needed: embeddings and labels"),
         ("x.npy", X, "holds embeddings alone; give their labels with --labels"),
         ("x.bin", "", "is not .npz, .npy, .csv or .parquet"),
-        ("x.npy", np.array([{"a": 1}], dtype=object), "give their labels"),
+        ("x.npy", np.array([{"a": 1}], dtype=object), "not a NumPy file of plain arrays"),
     ],
 )
 def test_a_file_without_what_is_needed_is_refused_with_what_it_has(tmp_path, name, content, words):

@@ -29,31 +29,35 @@ def read(path: Path, labels: Path | None = None, label_column: str = "label") ->
     for file in (path, labels):
         if file is not None and not file.is_file():
             raise InputError(f"{file} is not there.")
+    found, own, what = _embeddings(path, label_column, labels_needed=labels is None)
+    if labels is not None:
+        own = _labels(labels, label_column)
+    if own is None:
+        raise InputError(f"{path} holds embeddings alone; give their labels with --labels FILE.")
+    return found, own, f"{what} of {path}."
+
+
+def _embeddings(path: Path, label_column: str, labels_needed: bool) -> tuple[Array, Array | None, str]:
+    """Embeddings, their labels if they are in the same file, and what was read."""
+    if path.suffix in (".csv", ".parquet"):
+        table = _table(path)
+        if labels_needed:
+            _require(table, label_column, path)
+        found, what = _embedding_columns(table.drop(columns=label_column, errors="ignore"), path)
+        return found, table[label_column].to_numpy() if label_column in table else None, what
     if path.suffix == ".npz":
         arrays = _numpy(path)
-        if "embeddings" not in arrays or ("labels" not in arrays and labels is None):
+        if "embeddings" not in arrays or (labels_needed and "labels" not in arrays):
             raise InputError(
                 f"{path} holds {', '.join(arrays) or 'nothing'}; needed: embeddings and labels "
                 "(or labels in a file of their own, with --labels)."
             )
         found, own = arrays["embeddings"], arrays.get("labels")
     elif path.suffix == ".npy":
-        if labels is None:
-            raise InputError(f"{path} holds embeddings alone; give their labels with --labels FILE.")
         found, own = _numpy(path)[""], None
-    elif path.suffix in (".csv", ".parquet"):
-        table = _table(path)
-        if labels is None:
-            _require(table, label_column, path)
-        columns = table.drop(columns=label_column, errors="ignore")
-        found, what = _embedding_columns(columns, path)
-        own = table[label_column].to_numpy() if labels is None else None
-        return found, _labels(labels, label_column) if own is None else own, f"{what} of {path}."
     else:
         raise InputError(f"{path} is not .npz, .npy, .csv or .parquet.")
-    kept = _labels(labels, label_column) if labels is not None else own
-    assert kept is not None
-    return found, kept, f"{' x '.join(map(str, found.shape))} of {path}."
+    return found, own, " x ".join(map(str, found.shape))
 
 
 def _numpy(path: Path) -> dict[str, Array]:
@@ -101,8 +105,7 @@ def _embedding_columns(table: "pd.DataFrame", path: Path) -> tuple[Array, str]:
     return numbers.to_numpy(np.float64), what + (f" (not {', '.join(passed_over)})" if passed_over else "")
 
 
-def _labels(path: Path | None, column: str) -> Array:
-    assert path is not None
+def _labels(path: Path, column: str) -> Array:
     if path.suffix == ".npy":
         return _numpy(path)[""]
     if path.suffix in (".csv", ".parquet"):

@@ -25,14 +25,12 @@ def distances_and_pairs(
                            the batch is its own gallery and nobody is paired with himself
     fixed_gallery  no gradient flows into the gallery
     """
-    itself = ref_emb is None or ref_emb is embeddings
     check_embeddings(embeddings, labels)
     labels = labels.to(embeddings.device)
     query = unit(embeddings)
-    if itself:
+    if ref_emb is None or ref_emb is embeddings:
         gallery, pairs = query, from_labels(labels)
     else:
-        assert ref_emb is not None
         if ref_labels is None:
             raise TypeError("ref_emb was given without ref_labels; pass both.")
         check_embeddings(ref_emb, ref_labels, names="ref_emb, ref_labels")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -34,28 +34,24 @@ def track(items: Sequence[Item], what: str | None) -> Iterator[Item]:
         yield from bar.track(items, description=what or "")
 
 
+@contextmanager
+def training_log(path: Path, steps: int, images_per_step: int) -> Iterator["TrainingLog"]:
+    """A log that writes the lines of metrics.jsonl, and shows steps, loss, images/s and the time left."""
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with (
+        open(path, "w", encoding="utf-8", buffering=1) as file,
+        Progress(*columns, *times, console=console, disable=not console.is_terminal) as bar,
+    ):
+        yield TrainingLog(file, bar, steps, images_per_step)
+
+
 class TrainingLog:
-    """Writes the lines of metrics.jsonl, and shows steps, loss, images/s and the time left."""
-
-    def __init__(self, path: Path, steps: int, images_per_step: int) -> None:
-        self.path, self.steps, self.images_per_step = path, steps, images_per_step
+    def __init__(self, file: TextIO, bar: Progress, steps: int, images_per_step: int) -> None:
+        self.file, self.bar, self.steps, self.images_per_step = file, bar, steps, images_per_step
+        self.task = bar.add_task("training", total=steps, facts="")
         self.every = max(1, steps // 100)
-        self.seen = 0
-        self.since = time.perf_counter()
-
-    @contextmanager
-    def open(self) -> Iterator["TrainingLog"]:
-        columns = (
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
-        with (
-            open(self.path, "w", encoding="utf-8", buffering=1) as self.file,
-            Progress(*columns, console=console, disable=not console.is_terminal) as self.bar,
-        ):
-            self.task = self.bar.add_task("training", total=self.steps, facts="")
-            self.since = time.perf_counter()
-            yield self
+        self.seen, self.since = 0, time.perf_counter()
 
     def due(self, step: int) -> bool:
         """Whether this step is one to report: a hundred of them, and the last."""
@@ -63,21 +59,20 @@ class TrainingLog:
 
     def step(self, step: int, loss: float, learning_rate: float) -> None:
         """Loss and learning rate of a step that is due."""
-        now = time.perf_counter()
-        rate = (step - self.seen) * self.images_per_step / (now - self.since)
-        self.seen, self.since = step, now
-        self.write(step=step, loss=loss, learning_rate=learning_rate, images_per_second=round(rate, 1))
+        rate = (step - self.seen) * self.images_per_step / (time.perf_counter() - self.since)
+        self.seen, self.since = step, time.perf_counter()
+        self._write(step=step, loss=loss, learning_rate=learning_rate, images_per_second=round(rate, 1))
         facts = f"loss {loss:.4f}  {rate:,.0f} images/s"
         self.bar.update(self.task, completed=step, facts=facts)
         if not console.is_terminal and (step // self.every) % 10 == 0:
             say(f"step {step}/{self.steps}  {facts}")
 
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
-        if not metrics:
-            return
-        self.write(step=step, validation=metrics)
+        """What the validation classes say. The time that it took is not counted as training speed."""
+        self._write(step=step, validation=metrics)
         recall, precision = 100 * metrics["recall@1"], 100 * metrics["map@r"]
         say(f"step {step}/{self.steps}  validation: R@1 {recall:.1f} %, MAP@R {precision:.1f} %")
+        self.seen, self.since = step, time.perf_counter()
 
-    def write(self, **line: object) -> None:
+    def _write(self, **line: object) -> None:
         self.file.write(json.dumps(line) + "\n")

@@ -25,7 +25,7 @@ from metricweight.retrieval import report as reports
 from metricweight.settings import Settings
 from metricweight.training import checkpoint
 from metricweight.training.embedding import embed_images, load_images, seen, splits_of, write_embeddings
-from metricweight.training.log import TrainingLog, say
+from metricweight.training.log import say, training_log
 
 Batch = tuple[Tensor, Tensor]  # images [B, C, S, S] and labels [B]
 
@@ -109,8 +109,12 @@ def _train(
         optimizer, lambda step: warm_up_and_cosine(step, settings.steps, rates.warmup)
     )
     looks = {round(settings.steps * i / settings.validations) for i in range(1, settings.validations + 1)}
-    log = TrainingLog(log_file, settings.steps, settings.batch.classes * settings.batch.images)
-    with log.open(), _stop_when_asked() as asked, ThreadPoolExecutor(max_workers=1) as pool:
+    images_per_step = settings.batch.classes * settings.batch.images
+    with (
+        training_log(log_file, settings.steps, images_per_step) as log,
+        _stop_when_asked() as asked,
+        ThreadPoolExecutor(max_workers=1) as pool,
+    ):
         coming = pool.submit(batch_of, 0)
         for step in range(1, settings.steps + 1):
             inputs, labels = coming.result()
@@ -129,8 +133,8 @@ def _train(
                 save(step)
             if asked.is_set():
                 raise KeyboardInterrupt(f" after step {step} of {settings.steps}")
-            if step in looks:
-                log.validation(step, validate())
+            if step in looks and (found := validate()):
+                log.validation(step, found)
 
 
 def _tested(embeddings: NDArray[np.float32], images: Images, indices: Indices, settings: Settings) -> Report:
