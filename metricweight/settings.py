@@ -90,10 +90,7 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
         raise InputError(
             f"unknown recipe '{recipe}'{nearest(recipe, known)} Known: {', '.join(known)}; or the path of a .yaml file."
         )
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"the recipe {recipe} is not YAML: {' '.join(str(error).split())}") from None
+    values = _yaml(text, f"the recipe {recipe}")
     if not isinstance(values, dict):
         raise InputError(f"the recipe {recipe} holds no settings; it needs lines such as 'steps: 600'.")
     for word in words:
@@ -186,4 +183,11 @@ def _set(values: dict[str, Any], word: str) -> None:
         if not isinstance(values, dict):
             raise InputError(f"unknown setting {key}: {group} is a value and has nothing below it.")
     # A word is text, and its setting says what it must be. Only null and [lists] need YAML.
-    values[last] = yaml.safe_load(text) if text[:1] in ("[", "{") or text in ("null", "~") else text
+    values[last] = _yaml(text, f"setting {key}={text}") if text == "null" or text.startswith("[") else text
+
+
+def _yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{what} is not YAML: {' '.join(str(error).split())}") from None

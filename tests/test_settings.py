@@ -49,6 +49,8 @@ def test_the_loss_is_built_with_its_settings():
         ("glyphs", ["steps.more=3"], "steps is a value and has nothing below it"),
         ("glyphs", ["steps"], "expected a setting such as steps=600, got 'steps'"),
         ("glyphs", ["steps=many"], "setting steps: should be a valid integer.*got 'many'"),
+        ("glyphs", ["ks=[1,"], r"setting ks=\[1, is not YAML"),
+        ("glyphs", ["ks=1"], r"setting ks: should be a valid list; got '1'"),
         ("glyphs", ["steps=0"], "setting steps: should be greater than or equal to 1; got '0'"),
         ("glyphs", ["loss.margin=wide"], "setting loss.margin: should be a valid number.*got 'wide'"),
         ("glyphs", ["loss.gallery=open"], "setting loss.gallery: should be 'fixed' or 'free'; got 'open'"),
