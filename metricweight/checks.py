@@ -17,9 +17,9 @@ class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' for the known word that is nearest to `word`, or '' if none is near."""
+    """How to end a sentence about `word`: '; did you mean X?' with the nearest known word, or '.' if none is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {close[0]}?" if close else "."
 
 
 def check_embeddings(embeddings: "Tensor", labels: "Tensor", *, names: str = "embeddings, labels") -> None:

@@ -66,10 +66,10 @@ def embed(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="train, validation, test or all.", show_default="test; all for --data"),
+        typer.Option(help="train, validation, test or all.", show_default="test; all for other data"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File to write.", show_default="RUN/embeddings.npz, or RUN/embeddings-DATA.npz")
+        Path | None, typer.Option(help="File to write.", show_default="RUN/embeddings[-DATA][-SPLIT].npz")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
 ) -> None:  # fmt: skip
@@ -85,7 +85,9 @@ def evaluate(
     labels: Annotated[
         Path | None, typer.Option(help="Labels in a file of their own: .npy, .txt, .csv or .parquet.")
     ] = None,
-    label_column: Annotated[str, typer.Option(help="Column of the labels in a .csv or .parquet.")] = "label",
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the labels in a .csv or .parquet.", show_default="label")
+    ] = None,
     ks: Annotated[list[int], typer.Option(help="The K of Recall@K, as in --ks 1 2 4 8.")] = [1, 2, 4, 8],  # noqa: B006
     similarity: Annotated[str, typer.Option(help="cosine or euclidean.")] = "cosine",
     out: Annotated[
@@ -97,12 +99,13 @@ def evaluate(
     from metricweight.retrieval import evaluate
     from metricweight.retrieval.report import markdown, save
 
-    found, own_labels, what = read(embeddings, labels, label_column)
-    report = evaluate(found, own_labels, similarity=similarity, ks=ks)  # type: ignore[arg-type]
+    found = read(embeddings, labels, label_column)
+    report = evaluate(found.embeddings, found.labels, similarity=similarity, ks=ks)  # type: ignore[arg-type]
     stem = (out or embeddings.parent) / f"{embeddings.stem}.report"
     stem.parent.mkdir(parents=True, exist_ok=True)
-    save({embeddings.stem: report}, stem, source=str(embeddings))
-    typer.echo(f"{what}\n\n{markdown({embeddings.stem: report})}\n\nSaved as {stem}.json, .md and .csv.")
+    table = {embeddings.stem: report}
+    save(table, stem, split=found.split, source=str(embeddings))
+    typer.echo(f"{found.what}\n\n{markdown(table)}\n\nSaved as {stem}.json, .md and .csv.")
 
 
 def main() -> None:

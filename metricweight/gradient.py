@@ -61,7 +61,7 @@ def scale_gradient(x: Tensor, weight: Tensor) -> Tensor:
     derivative through the same point carries the weight twice. Raises RuntimeError where `weight` does not
     broadcast to the shape of `x`.
     """
-    if torch.broadcast_shapes(x.shape, weight.shape) != x.shape:  # type: ignore[no-untyped-call]
+    if weight.ndim > x.ndim or any(w not in (1, s) for w, s in zip(weight.shape[::-1], x.shape[::-1], strict=False)):
         raise RuntimeError(
             f"scale_gradient needs a weight that broadcasts to {list(x.shape)}, got {list(weight.shape)}."
         )
@@ -79,8 +79,10 @@ def with_derivative(value: Tensor, x: Tensor, derivative: Tensor) -> Tensor:
     derivative  [...]  same shape as `x`; a constant, so the second derivative with respect to `x` is zero
 
     Nothing is computed from `x`, so infinities and NaN in it do no harm where `derivative` is finite.
-    Raises RuntimeError where the shapes of `x` and `derivative` differ.
+    Raises RuntimeError where `value` is no scalar or the shapes of `x` and `derivative` differ.
     """
+    if value.ndim != 0:
+        raise RuntimeError(f"with_derivative needs a value that is a scalar, got {list(value.shape)}.")
     if derivative.shape != x.shape:
         raise RuntimeError(
             f"with_derivative needs a derivative of shape {list(x.shape)}, got {list(derivative.shape)}."

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metricweight.checks import InputError
+
 IndicesTuple = tuple[Tensor, ...]
 
 
@@ -47,6 +49,8 @@ def among(pairs: Pairs, indices_tuple: IndicesTuple) -> Pairs:
                    pytorch-metric-learning return them; a triplet is a positive and a negative pair. A pair
                    counts once however often it is listed.
     """
+    if len(indices_tuple) not in (3, 4):
+        raise InputError(f"indices_tuple must be 4 tensors (pairs) or 3 (triplets), got {len(indices_tuple)}.")
     if len(indices_tuple) == 3:
         anchor, positive, negative = indices_tuple
         indices_tuple = (anchor, positive, anchor, negative)

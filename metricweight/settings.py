@@ -3,10 +3,10 @@
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from metricweight.checks import InputError, nearest
 from metricweight.losses.table import LOSSES, Loss
@@ -15,7 +15,7 @@ from metricweight.recipes import recipes
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(_Strict):
@@ -29,7 +29,13 @@ class DataSettings(_Strict):
     order: Literal["random", "given"] = Field("random", description="how classes are dealt out; given: the last test")
     test: float = Field(0.5, gt=0, lt=1, description="share of the classes that are tested on")
     validation: float = Field(0.1, ge=0, lt=1, description="share of the other classes that are validated on")
-    seed: int = Field(0, ge=0, description="of the split and of the fixed distortion of test images")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the split and of the fixed distortion of test images")
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: Path | None) -> Path | None:
+        """So that a saved setting means the same from any folder."""
+        return root and root.expanduser().resolve()
 
 
 class ModelSettings(_Strict):
@@ -39,7 +45,7 @@ class ModelSettings(_Strict):
 
 
 class BatchSettings(_Strict):
-    classes: int = Field(32, ge=1, description="classes per batch")
+    classes: int | None = Field(None, ge=1, description="classes per batch; null: all there are, 32 at most")
     images: int = Field(4, ge=1, description="images per class")
 
 
@@ -59,9 +65,9 @@ class Settings(_Strict):
     optimizer: OptimizerSettings = OptimizerSettings()
     steps: int = Field(600, ge=1, description="batches to train on")
     validations: int = Field(5, ge=0, description="how often to look at the validation classes, and save")
-    ks: list[int] = Field([1, 2, 4, 8], description="the K of Recall@K")
+    ks: list[Annotated[int, Field(ge=1)]] = Field([1, 2, 4, 8], min_length=1, description="the K of Recall@K")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
-    seed: int = Field(0, ge=0, description="of weights, batches and training distortion")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, batches and training distortion")
 
     def build_loss(self) -> Any:
         return LOSSES[self.loss["name"]].build(**{k: v for k, v in self.loss.items() if k != "name"})
@@ -84,8 +90,14 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
     elif recipe.endswith((".yaml", ".yml")):
         try:
             text = Path(recipe).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"the recipe {recipe} cannot be read: {error.strerror}.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the recipe {recipe} cannot be read: {error}.") from None
+    elif Path(recipe, "settings.yaml").is_file():
+        raise InputError(f"{recipe} is a run; to train with its settings: metricweight train {recipe}/settings.yaml")
+    elif Path(recipe).is_dir():
+        raise InputError(
+            f"{recipe} is a folder; to train on its pictures: metricweight train folder data.root={recipe}"
+        )
     else:
         raise InputError(
             f"unknown recipe '{recipe}'{nearest(recipe, known)} Known: {', '.join(known)}; or the path of a .yaml file."
@@ -101,6 +113,8 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
 def resolve(values: Mapping[str, Any]) -> Settings:
     """Settings from nested values; what is left out gets its default."""
     loss = values.get("loss")
+    if isinstance(loss, str):
+        raise InputError(f"setting loss is a group of settings; its name is loss.name={loss}.")
     if not isinstance(loss, dict) or loss.get("name") not in LOSSES:
         given = loss.get("name") if isinstance(loss, dict) else loss
         raise InputError(
@@ -167,9 +181,11 @@ def _problems(model: type[BaseModel], values: Any, keys: Sequence[str], prefix: 
 def _plain(error: Any, keys: Sequence[str], prefix: str) -> str:
     key = prefix + ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"unknown setting {key}{nearest(key, keys) or '.'}"
+        return f"unknown setting {key}{nearest(key, keys)}"
     if error["type"] == "missing":
         return f"setting {key} is needed; give {key}=..."
+    if error["type"] == "list_type":
+        return f"setting {key}: should be a list such as [1,2]; got {error['input']!r}."
     return f"setting {key}: {error['msg'].removeprefix('Input ')}; got {error['input']!r}."
 
 
@@ -177,6 +193,8 @@ def _set(values: dict[str, Any], word: str) -> None:
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise InputError(f"expected a setting such as steps=600, got '{word}'.")
+    if not text:
+        raise InputError(f"setting {key} is given no value; write {key}=VALUE, or {key}=null for none.")
     *groups, last = key.split(".")
     for group in groups:
         values = values.setdefault(group, {})

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from metricweight.cli import _repeat_option
 
@@ -38,7 +39,7 @@ def test_evaluate_prints_and_saves_a_report(metricweight, tmp_path):
     assert "R@1" in out
     assert "R@10" in out
     saved = json.loads((tmp_path / "mine.report.json").read_text())
-    assert set(saved["models"]["mine"]["test"]) == {
+    assert set(saved["models"]["mine"]["all"]) == {
         "recall@1",
         "recall@3",
         "recall@10",
@@ -55,6 +56,15 @@ def test_labels_that_are_strings_are_mapped_and_the_mapping_is_saved(metricweigh
     assert metricweight("evaluate", "birds.csv")[0] == 0
     mapping = pd.read_csv(tmp_path / "birds.report.labels.csv")
     assert mapping.to_dict("list") == {"number": [0, 1, 2], "label": ["bird 0", "bird 1", "bird 2"]}
+
+
+def test_the_mapping_of_an_earlier_report_does_not_stay(metricweight, tmp_path):
+    np.savez("x.npz", embeddings=X, labels=Y.astype(str))
+    assert metricweight("evaluate", "x.npz")[0] == 0
+    assert (tmp_path / "x.report.labels.csv").exists()
+    np.savez("x.npz", embeddings=X, labels=Y)
+    assert metricweight("evaluate", "x.npz")[0] == 0
+    assert not (tmp_path / "x.report.labels.csv").exists()
 
 
 def test_a_report_can_be_saved_elsewhere(metricweight, tmp_path):
@@ -100,7 +110,7 @@ def no_write_for_the_report():
         (lambda: ["train", "digits", "batch.classes=9"], "set batch.classes=5 or less"),
         (lambda: ["train", "glyphs", "data.size=64"], "the glyphs are drawn 32 x 32; data.size=64 cannot be"),
         (lambda: ["train", "folder"], "setting data.root is needed"),
-        (lambda: ["train", "folder", "data.root=nowhere"], "data.root=nowhere is not there"),
+        (lambda: ["train", "folder", "data.root=nowhere"], "nowhere is not there; give a folder of class folders"),
         (run_folder, "already holds a run (embeddings.npz); choose another --out, or add --overwrite"),
         (a_file_in_the_way, "cannot write to file/run"),
         (lambda: ["train", "digits", "device=cuda"], "device=cuda was asked for, but torch finds no GPU"),
@@ -157,8 +167,70 @@ def test_embed_writes_any_split_of_any_data_and_keeps_what_is_there(metricweight
     for split, count in (("train", 901), ("test", 896), ("all", 1797)):
         assert metricweight("embed", digits_run, "--split", split, "--out", f"{split}.npz")[0] == 0
         assert len(np.load(f"{split}.npz")["labels"]) == count
-    assert metricweight("embed", digits_run, "--data", "digits", "--out", "again.npz")[0] == 0
-    assert np.array_equal(np.load("again.npz")["embeddings"], np.load("all.npz")["embeddings"])
+    assert metricweight("embed", digits_run, "--data", "digits", "--out", "again.npz")[0] == 0  # its own: the test half
+    assert np.array_equal(np.load("again.npz")["embeddings"], np.load("test.npz")["embeddings"])
+    assert metricweight("embed", digits_run, "--split", "train")[0] == 0
+    assert (digits_run / "embeddings-train.npz").exists()
+    assert metricweight("evaluate", "train.npz")[0] == 0
+    assert list(json.loads((tmp_path / "train.report.json").read_text())["models"]["train"]) == ["train"]
+    for words, problem in (
+        (["--split", "validation"], "there are no validation classes, since data.validation=0.0"),
+        (["--out", "x.csv"], "--out must be an .npz file, got x.csv"),
+    ):
+        code, _, err = metricweight("embed", digits_run, *words)
+        assert code == 2
+        assert problem in err
+
+
+def pictures(root, classes, each=3):
+    for number in range(classes):
+        (root / str(number)).mkdir(parents=True)
+        for item in range(each):
+            pixels = np.random.default_rng([number, item]).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / str(number) / f"{item}.png")
+
+
+SMALL = ["model.backbone=small_cnn", "data.size=16", "data.validation=0", "steps=2", "ks=[1]"]
+
+
+def test_a_small_folder_trains_without_a_word_about_batches(metricweight, tmp_path):
+    pictures(tmp_path / "photos", 4)
+    code, out, err = metricweight("train", "folder", "data.root=photos", *SMALL, "--out", "run")
+    assert code == 0, err
+    assert "2 classes x 4 images" in out
+    assert "classes: 2\n" in (tmp_path / "run" / "settings.yaml").read_text()
+
+
+def test_a_picture_that_is_damaged_is_found_before_the_training(metricweight, tmp_path):
+    pictures(tmp_path / "photos", 4)
+    for path in (tmp_path / "photos").rglob("2.png"):
+        path.write_bytes(path.read_bytes()[:200])
+    code, _, err = metricweight("train", "folder", "data.root=photos", *SMALL, "--out", "run")
+    assert code == 2
+    assert "2.png cannot be read as a picture" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_embeds_other_pictures_from_any_folder_and_its_own_by_name(metricweight, tmp_path, monkeypatch):
+    pictures(tmp_path / "photos", 4)
+    pictures(tmp_path / "others", 3)
+    assert metricweight("train", "folder", "data.root=photos", *SMALL, "--out", "run")[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert metricweight("embed", "../run", "--data", "../others")[0] == 0
+    assert len(np.load(tmp_path / "run" / "embeddings-others.npz")["labels"]) == 9
+    assert metricweight("embed", "../run", "--out", "own.npz")[0] == 0
+    assert metricweight("embed", "../run", "--data", "../photos", "--out", "named.npz")[0] == 0
+    assert np.array_equal(np.load("own.npz")["names"], np.load("named.npz")["names"])
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_training(tmp_path):
+    command = [sys.executable, "-m", "metricweight", "train", "digits", "steps=20", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() == 0, process.stderr.read()
+    assert (tmp_path / "run" / "report.json").exists()
 
 
 def test_a_piped_run_prints_plain_lines(digits_run):

@@ -10,6 +10,8 @@ from metricweight.data.embeddings import read
 X = np.random.default_rng(0).standard_normal((6, 3))
 Y = np.array([0, 0, 1, 1, 2, 2])
 NAMES = np.array(["a", "a", "b", "b", "c", "c"])
+ODD = np.array(["1", "01", "NA", "null", "1.0", "-0"])
+HUGE = np.array([str(2**70 + i) for i in range(6)])
 
 
 def table(**more):
@@ -19,6 +21,9 @@ def table(**more):
 def write(path, content):
     if path.suffix == ".npz":
         np.savez(path, **content)
+    elif path.suffix == ".NPZ":
+        with open(path, "wb") as file:
+            np.savez(file, **content)
     elif path.suffix == ".npy":
         np.save(path, content)
     elif path.suffix == ".csv":
@@ -26,20 +31,27 @@ def write(path, content):
     elif path.suffix == ".parquet":
         content.to_parquet(path)
     else:
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
     return path
 
 
 FILES = [
     ("x.npz", {"embeddings": X, "labels": Y}, None, None, Y),
+    ("x.NPZ", {"embeddings": X, "labels": Y}, None, None, Y),
     ("x.npz", {"embeddings": X, "labels": Y}, "y.npy", NAMES, NAMES),
     ("x.npz", {"embeddings": X}, "y.npy", Y, Y),
     ("x.npy", X, "y.npy", Y, Y),
     ("x.npy", X, "y.txt", "a\na\nb\nb\nc\nc", NAMES),
     ("x.npy", X, "y.txt", "a\r\na\r\nb\r\nb\r\nc\r\nc\r\n", NAMES),
+    ("x.npy", X, "y.txt", "\ufeff0\n0\n1\n1\n2\n2\n", Y),
     ("x.npy", X, "y.csv", pd.DataFrame({"label": NAMES}), NAMES),
     ("x.csv", table(label=Y), None, None, Y),
     ("x.csv", table(label=NAMES, path="some.png"), None, None, NAMES),
+    ("x.csv", table(label=Y, camera=3, image_id=range(6)), None, None, Y),
+    ("x.csv", table(label=ODD), None, None, ODD),
+    ("x.csv", table(label=[2**60 + i for i in range(6)]), None, None, 2**60 + np.arange(6)),
+    ("x.csv", table(label=HUGE), None, None, HUGE),
+    ("x.csv", table(label=Y).rename(columns={"e0": "a", "e1": "b", "e2": "c"}), None, None, Y),
     ("x.csv", table(), "y.npy", Y, Y),
     ("x.parquet", table(label=NAMES), None, None, NAMES),
     ("x.parquet", pd.DataFrame({"label": Y, "embedding": list(X)}), None, None, Y),
@@ -50,14 +62,15 @@ FILES = [
 def test_every_kind_of_file_gives_the_same(tmp_path, name, content, labels_name, labels_content, expected):
     path = write(tmp_path / name, content)
     labels = None if labels_name is None else write(tmp_path / labels_name, labels_content)
-    embeddings, found, what = read(path, labels)
+    embeddings, found, split, what = read(path, labels)
     assert np.allclose(embeddings, X)
     assert found.tolist() == expected.tolist()
+    assert split == "all"
     assert "6 x 3" in what
 
 
 def test_what_was_taken_for_the_embedding_is_said(tmp_path):
-    _, _, what = read(write(tmp_path / "x.csv", table(label=Y, path="some.png")))
+    *_, what = read(write(tmp_path / "x.csv", table(label=Y, path="some.png")))
     assert "columns 'e0' to 'e2' (not path)" in what
 
 
@@ -70,7 +83,14 @@ def test_what_was_taken_for_the_embedding_is_said(tmp_path):
         ("x.npz", {"embeddings": X}, "holds embeddings; needed: embeddings and labels"),
         ("x.npy", X, "holds embeddings alone; give their labels with --labels"),
         ("x.bin", "", "is not .npz, .npy, .csv or .parquet"),
-        ("x.npy", np.array([{"a": 1}], dtype=object), "not a NumPy file of plain arrays"),
+        ("x.csv", table(label=Y, e3=["1", "2", "3", "4", "5", "oops"]), "column 'e3': not all of it are numbers"),
+        (
+            "x.csv",
+            table(label=Y, k=range(6)).drop(columns=["e1", "e2"]),
+            r"whole numbers \('k'\), which may be no part",
+        ),
+        ("x.csv", table(label=["a", "", "b", "b", "c", "c"]), "the label of item 2 is empty"),
+        ("x.csv", table(label=Y)[:0], "has no rows"),
     ],
 )
 def test_a_file_without_what_is_needed_is_refused_with_what_it_has(tmp_path, name, content, words):
@@ -88,11 +108,25 @@ def test_a_damaged_file_is_refused(tmp_path, name):
 
 def test_objects_are_never_unpickled(tmp_path):
     np.save(tmp_path / "y.npy", np.array([{"a": 1}], dtype=object))
-    with pytest.raises(InputError, match="not a NumPy file of plain arrays"):
+    with pytest.raises(InputError, match=r"holds Python objects, which are not loaded; save .astype"):
         read(write(tmp_path / "x.npy", X), tmp_path / "y.npy")
 
 
+def test_a_label_column_where_there_are_no_columns_is_refused(tmp_path):
+    path = write(tmp_path / "x.npz", {"embeddings": X, "labels": Y})
+    with pytest.raises(InputError, match=r"x.npz has no columns, so --label-column species cannot be"):
+        read(path, None, "species")
+
+
+def test_text_that_is_not_utf_8_is_refused(tmp_path):
+    (tmp_path / "y.txt").write_bytes("é\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"y.txt is not UTF-8"):
+        read(write(tmp_path / "x.npy", X), tmp_path / "y.txt")
+
+
 def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"is a folder; give a file in it"):
+        read(tmp_path)
     with pytest.raises(InputError, match=r"none.npz is not there"):
         read(tmp_path / "none.npz")
     with pytest.raises(InputError, match=r"none.txt is not there"):

@@ -95,6 +95,17 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_not_stop_anything(tmp_p
     assert same(found.images, images)
 
 
+def test_a_cache_that_cannot_be_read_is_no_obstacle(cache, monkeypatch, images):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np, "load", refuse)
+    monkeypatch.setattr(glyphs, "write_arrays", refuse)
+    found = glyphs.load()
+    assert "Permission denied" in found.notes[0]
+    assert same(found.images, images)
+
+
 def test_two_processes_that_start_at_once_both_get_the_pictures(cache):
     code = "from metricweight.data import glyphs; g = glyphs.load(); print(len(g.images), g.notes)"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]

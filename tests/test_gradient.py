@@ -1,5 +1,7 @@
 """The two ways in which a derivative is touched."""
 
+import re
+
 import pytest
 import torch
 
@@ -72,8 +74,11 @@ def test_both_compile_without_a_graph_break():
 
 
 def test_a_weight_that_would_widen_the_tensor_is_refused():
-    with pytest.raises(RuntimeError, match=r"broadcasts to \[4, 3\], got \[2, 4, 3\]"):
-        scale_gradient(leaf(4, 3), torch.ones(2, 4, 3))
+    for shape in ([2, 4, 3], [4], [4, 2], [1, 4, 3]):
+        with pytest.raises(RuntimeError, match=rf"broadcasts to \[4, 3\], got {re.escape(str(shape))}"):
+            scale_gradient(leaf(4, 3), torch.ones(shape))
+    for shape in ([], [1], [3], [4, 1], [4, 3]):
+        scale_gradient(leaf(4, 3), torch.ones(shape))
 
 
 def test_with_derivative_has_that_value_and_that_derivative():
@@ -102,3 +107,5 @@ def test_an_infinite_input_does_no_harm_where_its_derivative_is_zero():
 def test_with_derivative_refuses_another_shape():
     with pytest.raises(RuntimeError, match=r"shape \[3, 2\], got \[2, 3\]"):
         with_derivative(torch.tensor(0.0), leaf(3, 2), torch.zeros(2, 3))
+    with pytest.raises(RuntimeError, match=r"a scalar, got \[3\]"):
+        with_derivative(torch.zeros(3), leaf(3, 2), torch.zeros(3, 2))

@@ -81,10 +81,15 @@ def test_an_easy_negative_is_never_pulled_in():
     gradient through the weights pulls the two easier ones in (-1.120, +.096, +.024)."""
     degrees = torch.tensor([0.0, 20.0, 35.0, 50.0], dtype=torch.float64)
     points = torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], 1)
-    distance = torch.cdist(points[:1], points[1:])
+    query, negatives = points[:1], points[1:].clone().requires_grad_()
+    distance = torch.cdist(query, negatives.detach())
     negative = torch.ones(1, 3, dtype=torch.bool)
     weights = ranked_list(distance, ~negative, negative, balance=1.0)
     assert weights.negative[0].tolist() == pytest.approx([0.921, 0.073, 0.006], abs=5e-4)
+    loss = RankedListLoss(gallery="free", balance=1.0)
+    loss(query, torch.tensor([0]), ref_emb=negatives, ref_labels=torch.tensor([1, 1, 1])).backward()
+    away = -(negatives.grad * (negatives.detach() - query)).sum(1)  # a step against the gradient, seen from the query
+    assert (away > 0).all()
 
 
 def test_only_pairs_that_break_the_ranking_count():
@@ -147,9 +152,16 @@ def test_the_batch_given_as_its_own_reference_is_the_batch():
     assert torch.equal(loss(x, labels, ref_emb=x, ref_labels=labels), loss(x, labels))
 
 
-def test_unknown_gallery_and_missing_reference_labels_are_refused():
+def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="'fixed' or 'free', got 'open'"):
         RankedListLoss(gallery="open")
     x, labels = batch()
-    with pytest.raises(TypeError, match="ref_labels"):
-        RankedListLoss()(x, labels, ref_emb=x.clone())
+    with pytest.raises(ValueError, match="share, from 0 to 1, got 3"):
+        RankedListLoss(balance=3)
+    for half in ({"ref_emb": x.clone()}, {"ref_labels": labels}):
+        with pytest.raises(TypeError, match="ref_emb and ref_labels belong together"):
+            RankedListLoss()(x, labels, **half)
+    with pytest.raises(ValueError, match=r"ref_emb must be \[G, 3\] to be compared, got \[20, 2\]"):
+        RankedListLoss()(x, labels, ref_emb=x[:, :2], ref_labels=labels)
+    with pytest.raises(ValueError, match=r"4 tensors \(pairs\) or 3 \(triplets\), got 2"):
+        RankedListLoss()(x, labels, (labels, labels))

@@ -16,7 +16,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) 
 SET_UP = [line for line in COMMANDS if ".venv" in line]
 SHORT = {  # what makes a training command of the README short
     "glyphs": ["steps=2", "validations=1", "data.test=0.02", "data.validation=0.02"],
-    "folder": ["steps=2", "validations=1", "batch.classes=2", "data.validation=0", "ks=[1,2]"],
+    "folder": ["steps=2", "validations=1", "data.validation=0", "ks=[1,2]"],
 }
 SHORT["runs/mine/settings.yaml"] = []
 
@@ -36,16 +36,17 @@ def a_user(tmp_path):
     rows = []
     for species in range(6):
         for number in range(4):
-            path = tmp_path / "photos" / f"species {species}" / f"{number}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(random.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(path)
+            for folder in ("other_photos", "photos"):
+                path = tmp_path / folder / f"species {species}" / f"{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(path)
             rows.append({"path": path.relative_to(tmp_path), "label": species})
     pd.DataFrame(rows).to_csv(tmp_path / "photos.csv", index=False)
     embeddings, labels = random.standard_normal((40, 4)), np.arange(40) % 8
     np.savez(tmp_path / "embeddings.npz", embeddings=embeddings, labels=labels)
     np.save(tmp_path / "embeddings.npy", embeddings)
     (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
-    pd.DataFrame(embeddings).assign(species=labels).to_csv(tmp_path / "table.csv", index=False)
+    pd.DataFrame(embeddings).add_prefix("e").assign(species=labels).to_csv(tmp_path / "table.csv", index=False)
 
 
 def test_every_command_runs_in_the_order_in_which_it_is_read(metricweight, a_user):

@@ -113,6 +113,25 @@ def test_scale_does_not_matter_to_cosine_but_does_to_euclidean():
     )
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+@pytest.mark.parametrize("scale", [1e-300, 1e-25, 1e20, 1e300])
+def test_no_scale_overflows_or_vanishes(scale, similarity):
+    random = np.random.default_rng(0)
+    x, labels = random.standard_normal((60, 3)), np.arange(60) % 15
+    assert (
+        evaluate(x * scale, labels, similarity=similarity).metrics == evaluate(x, labels, similarity=similarity).metrics
+    )
+
+
+def test_exact_duplicates_under_different_labels_are_counted_and_said():
+    x = np.random.default_rng(0).standard_normal((10, 3))
+    x[4], x[6] = x[0], x[5]
+    report = evaluate(x, [0, 0, 1, 1, 1, 2, 2, 2, 3, 3], ks=(1,))  # 0 and 4 differ in label, 5 and 6 do not
+    assert report.stamp["duplicates_across_labels"] == 2
+    assert "2 items are exact duplicates under different labels" in report.markdown()
+    assert "duplicates" not in evaluate(x[1:], [0, 0, 1, 1, 2, 2, 2, 3, 3], ks=(1,)).markdown()
+
+
 GOOD = np.random.default_rng(0).standard_normal((10, 4))
 LABELS = np.arange(10) % 3
 
@@ -149,6 +168,8 @@ def test_what_would_give_a_meaningless_number_is_refused_in_plain_words(words, a
         ("K = 0", {"ks": (0,)}),
         ("whole numbers", {"ks": (1.5,)}),
         ("whole numbers", {"ks": ()}),
+        ("whole numbers", {"ks": 1}),
+        ("whole numbers", {"ks": [1, "2"]}),
         ("'cosine' or 'euclidean', got 'dot'", {"similarity": "dot"}),
     ],
 )

@@ -25,7 +25,8 @@ def test_words_change_settings_of_every_type():
     assert settings.steps == 7
     assert settings.ks == [1, 10]
     assert settings.model.pretrained is True
-    assert settings.data.root == Path("2024")
+    assert settings.data.root == Path("2024").absolute()
+    assert read("folder", ["data.root=~/x"]).data.root == Path("~/x").expanduser()
     assert settings.optimizer.learning_rate == 0.001
     assert read("glyphs", ["loss.alpha=1.1", "loss.alpha=null"]).loss["alpha"] is None
 
@@ -41,7 +42,7 @@ def test_the_loss_is_built_with_its_settings():
     [
         ("glyfs", [], "unknown recipe 'glyfs'; did you mean glyphs?"),
         ("glyfs", [], "Known: digits, folder, glyphs"),
-        ("none.yaml", [], "none.yaml cannot be read: No such file"),
+        ("none.yaml", [], "none.yaml cannot be read: .*No such file"),
         ("glyphs", ["loss.margn=0.3"], r"unknown setting loss.margn; did you mean loss.margin\?"),
         ("glyphs", ["stepz=3"], r"unknown setting stepz; did you mean steps\?"),
         ("glyphs", ["embedding_size=3"], r"unknown setting embedding_size; did you mean model.embedding_size\?"),
@@ -50,7 +51,14 @@ def test_the_loss_is_built_with_its_settings():
         ("glyphs", ["steps"], "expected a setting such as steps=600, got 'steps'"),
         ("glyphs", ["steps=many"], "setting steps: should be a valid integer.*got 'many'"),
         ("glyphs", ["ks=[1,"], r"setting ks=\[1, is not YAML"),
-        ("glyphs", ["ks=1"], r"setting ks: should be a valid list; got '1'"),
+        ("glyphs", ["ks=1"], r"setting ks: should be a list such as .1,2.; got '1'"),
+        ("glyphs", ["ks=[0]"], r"setting ks.0: should be greater than or equal to 1; got 0"),
+        ("glyphs", ["ks=[]"], r"setting ks: List should have at least 1 item"),
+        ("glyphs", ["seed=99999999999999999999999"], "setting seed: should be less than"),
+        ("glyphs", ["loss.margin=nan"], "setting loss.margin: should be a finite number"),
+        ("glyphs", ["data.root="], "setting data.root is given no value"),
+        ("glyphs", ["loss=ranked_list"], "setting loss is a group of settings; its name is loss.name=ranked_list"),
+        (".", [], "is a folder; to train on its pictures: metricweight train folder data.root="),
         ("glyphs", ["steps=0"], "setting steps: should be greater than or equal to 1; got '0'"),
         ("glyphs", ["loss.margin=wide"], "setting loss.margin: should be a valid number.*got 'wide'"),
         ("glyphs", ["loss.gallery=open"], "setting loss.gallery: should be 'fixed' or 'free'; got 'open'"),

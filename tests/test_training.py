@@ -136,13 +136,34 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_evaluate_it(tmp_path, metric
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped after step" in err
+    assert "stopped; the network after step" in err
     commands = [line.split()[1:] for line in err.splitlines() if line.startswith("  metricweight")]
     assert [words[0] for words in commands] == ["embed", "evaluate"]
     for words in commands:
         code, out, problem = metricweight(*words)
         assert code == 0, problem
     assert "R@1" in out
+
+
+def test_ctrl_c_before_the_training_says_so_and_leaves_nothing(tmp_path):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for(run.exists)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped before there was anything to save" in err
+    assert not run.exists()
+
+
+def test_of_two_runs_that_want_one_folder_the_second_is_refused(tmp_path):
+    with checkpoint.claimed_folder(tmp_path / "run", "glyphs", False):
+        with (
+            pytest.raises(InputError, match="already holds a run"),
+            checkpoint.claimed_folder(tmp_path / "run", "glyphs", False),
+        ):
+            pass
+        assert (tmp_path / "run").exists()
 
 
 def test_a_run_killed_while_it_trains_leaves_no_half_written_file(tmp_path):

@@ -1,7 +1,10 @@
 """Embeddings and labels in files, whoever wrote them."""
 
+import re
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,51 +16,64 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+TABLES = (".csv", ".parquet")
 
-def read(path: Path, labels: Path | None = None, label_column: str = "label") -> tuple[Array, Array, str]:
-    """Embeddings [N, D], labels [N], and a sentence that says what was read.
+
+class Embeddings(NamedTuple):
+    """Embeddings [N, D], labels [N], the split they are of ("all" where nothing is said), and what was read."""
+
+    embeddings: Array
+    labels: Array
+    split: str
+    what: str
+
+
+def read(path: Path, labels: Path | None = None, label_column: str | None = None) -> Embeddings:
+    """Embeddings and labels of a file, or of two.
 
     path          .npz with the arrays `embeddings` and `labels`; .npy, with `labels` in a file of their own; .csv or
-                  .parquet with a label column, and the embedding in the other columns of numbers or, in .parquet,
-                  in one column of lists
+                  .parquet with a label column, and the embedding in numbered columns (e0, e1, ...), else in all other
+                  columns if they are floats, or, in .parquet, in one column of lists
     labels        .npy, .csv or .parquet with a label column, or .txt with a label per line
-    label_column  what that column is called
+    label_column  what that column is called; None: label
 
-    Raises InputError for files that are missing, damaged or of another kind, and says which arrays or columns are
-    there when the ones that are needed are not.
+    Labels in text are integers if all of them read so to the letter (01 does not), else strings. Raises InputError
+    for files that are missing, damaged or of another kind, and says which arrays or columns are there when the ones
+    that are needed are not.
     """
-    for file in (path, labels):
-        if file is not None and not file.is_file():
-            raise InputError(f"{file} is not there.")
-    found, own, what = _embeddings(path, label_column, labels_needed=labels is None)
-    if labels is not None:
-        own = _labels(labels, label_column)
-    if own is None:
-        raise InputError(f"{path} holds embeddings alone; give their labels with --labels FILE.")
-    return found, own, f"{what} of {path}."
-
-
-def _embeddings(path: Path, label_column: str, labels_needed: bool) -> tuple[Array, Array | None, str]:
-    """Embeddings, their labels if they are in the same file, and what was read."""
-    if path.suffix in (".csv", ".parquet"):
-        table = _table(path)
-        if labels_needed:
-            _require(table, label_column, path)
-        found, what = _embedding_columns(table.drop(columns=label_column, errors="ignore"), path)
-        return found, table[label_column].to_numpy() if label_column in table else None, what
-    if path.suffix == ".npz":
+    for file in filter(None, (path, labels)):
+        if not file.is_file():
+            raise InputError(f"{file} is a folder; give a file in it." if file.is_dir() else f"{file} is not there.")
+    if label_column is not None and (labels or path).suffix.lower() not in TABLES:
+        raise InputError(f"{labels or path} has no columns, so --label-column {label_column} cannot be.")
+    label_column = label_column or "label"
+    split = "all"
+    own = None
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        table = _table(path, label_column)
+        if labels is None:
+            own = _label_column(table, label_column, path)
+        embeddings, what = _embedding_columns(table.drop(columns=label_column, errors="ignore"), path)
+    elif suffix == ".npz":
         arrays = _numpy(path)
-        if "embeddings" not in arrays or (labels_needed and "labels" not in arrays):
+        if "embeddings" not in arrays or ("labels" not in arrays and labels is None):
             raise InputError(
                 f"{path} holds {', '.join(arrays) or 'nothing'}; needed: embeddings and labels "
                 "(or labels in a file of their own, with --labels)."
             )
-        found, own = arrays["embeddings"], arrays.get("labels")
-    elif path.suffix == ".npy":
-        found, own = _numpy(path)[""], None
+        embeddings, own, split = arrays["embeddings"], arrays.get("labels"), str(arrays.get("split", split))
+        what = " x ".join(map(str, embeddings.shape))
+    elif suffix == ".npy":
+        embeddings = _numpy(path)[""]
+        what = " x ".join(map(str, embeddings.shape))
     else:
         raise InputError(f"{path} is not .npz, .npy, .csv or .parquet.")
-    return found, own, " x ".join(map(str, found.shape))
+    if labels is not None:
+        own = _labels(labels, label_column)
+    if own is None:
+        raise InputError(f"{path} holds embeddings alone; give their labels with --labels FILE.")
+    return Embeddings(embeddings, own, split, f"{what} of {path}.")
 
 
 def _numpy(path: Path) -> dict[str, Array]:
@@ -69,51 +85,91 @@ def _numpy(path: Path) -> dict[str, Array]:
         with loaded:
             return {name: loaded[name] for name in loaded.files}
     except Exception as error:  # a damaged file fails in many ways, all of them meaning the same
-        raise InputError(f"{path} is damaged or not a NumPy file of plain arrays: {error}") from None
+        if "allow_pickle" in str(error):
+            raise InputError(f"{path} holds Python objects, which are not loaded; save .astype(str) of them.") from None
+        raise InputError(f"{path} is damaged or not a NumPy file: {error}") from None
 
 
-def _table(path: Path) -> "pd.DataFrame":
+def _table(path: Path, label_column: str) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, dtype={label_column: str}, keep_default_na=False)  # labels as written, NA and 01 too
     except ImportError:
         raise InputError("reading .parquet needs pyarrow: pip install 'metricweight[parquet]'") from None
     except Exception as error:
         raise InputError(f"{path} cannot be read as a {path.suffix} table: {error}") from None
 
 
-def _require(table: "pd.DataFrame", column: str, path: Path) -> None:
+def _label_column(table: "pd.DataFrame", column: str, path: Path) -> Array:
     if column not in table:
         raise InputError(
             f"{path} has no column '{column}'; it has {_listed(table)}. Name the column of labels with --label-column."
         )
+    labels = table[column].to_numpy()
+    return _from_text(labels, path) if path.suffix.lower() == ".csv" else labels
+
+
+def _from_text(labels: Sequence[str] | Array, path: Path) -> Array:
+    for row, label in enumerate(labels, start=1):
+        if not label.strip():
+            raise InputError(f"{path}: the label of item {row} is empty.")
+    if all(re.fullmatch("0|-?[1-9][0-9]*", label) and abs(int(label)) < 2**63 for label in labels):
+        return np.array([int(label) for label in labels], dtype=np.int64)
+    return np.array(labels, dtype=str)
 
 
 def _embedding_columns(table: "pd.DataFrame", path: Path) -> tuple[Array, str]:
+    """The columns of a table that are the embedding, and which these are."""
+    if not len(table):
+        raise InputError(f"{path} has no rows.")
     lists = [name for name in table if table[name].map(lambda value: isinstance(value, (list, np.ndarray))).all()]
-    if len(table) and len(lists) == 1:
+    if len(lists) == 1:
         lengths = table[lists[0]].map(len).unique()
         if len(lengths) > 1:
             raise InputError(f"{path}, column '{lists[0]}': the lists are of different lengths.")
         return np.stack(table[lists[0]].to_list()), f"{len(table)} x {lengths[0]} from column '{lists[0]}'"
-    numbers = table.select_dtypes("number")
-    if numbers.shape[1] == 0:
+
+    table.columns = table.columns.map(str)
+    names = [str(name) for name in table.columns]
+    numbers = set(table.select_dtypes("number").columns)
+    numbered = defaultdict(list)
+    for name in names:
+        if match := re.fullmatch(r"(.*?)(\d+)", name):
+            numbered[match[1]].append(name)
+    chosen = max(numbered.values(), key=len, default=[])
+    if len(chosen) > 1:
+        for name in chosen:
+            if name not in numbers:
+                raise InputError(f"{path}, column '{name}': not all of it are numbers.")
+    else:
+        chosen = [name for name in names if name in numbers]
+        whole = [name for name in chosen if table[name].dtype.kind != "f"]
+        if whole:
+            raise InputError(
+                f"{path} has columns of whole numbers ({', '.join(map(repr, whole))}), which may be no part of the "
+                "embedding; take them out, or number the columns of the embedding (e0, e1, ...)."
+            )
+    if not chosen:
         raise InputError(f"{path} has no columns of numbers besides the label; it has {_listed(table)}.")
-    passed_over = [str(name) for name in table if name not in numbers]
-    what = f"{len(table)} x {numbers.shape[1]} from columns '{numbers.columns[0]}' to '{numbers.columns[-1]}'"
-    return numbers.to_numpy(np.float64), what + (f" (not {', '.join(passed_over)})" if passed_over else "")
+    others = [name for name in names if name not in chosen]
+    what = f"{len(table)} x {len(chosen)} from columns '{chosen[0]}' to '{chosen[-1]}'"
+    return table[chosen].to_numpy(np.float64), what + (f" (not {', '.join(others)})" if others else "")
 
 
 def _labels(path: Path, column: str) -> Array:
-    if path.suffix == ".npy":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
         return _numpy(path)[""]
-    if path.suffix in (".csv", ".parquet"):
-        table = _table(path)
-        _require(table, column, path)
-        return table[column].to_numpy()
-    if path.suffix == ".txt":
-        return np.array(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    if suffix in TABLES:
+        return _label_column(_table(path, column), column, path)
+    if suffix == ".txt":
+        try:
+            return _from_text(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"), path)
+        except UnicodeDecodeError:
+            raise InputError(f"{path} is not UTF-8 text.") from None
     raise InputError(f"the labels {path} are not .npy, .csv, .parquet or .txt.")
 
 

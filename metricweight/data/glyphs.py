@@ -50,14 +50,14 @@ def load(progress: Progress = iter) -> Glyphs:
     damaged one is drawn again. Two processes may fill it at once. Where it
     cannot be written the pictures stay in memory.
     """
-    own_stamp = stamp()
+    own_stamp, notes, arrays = stamp(), [], None
     path = cache_folder() / f"glyphs-{own_stamp[:16]}.npz"
-    notes = []
-    arrays = None
-    if path.exists():
+    try:
         arrays = _read(path)
-        if arrays is None:
-            notes.append(f"{path} is damaged; drawing the glyphs again.")
+    except OSError:
+        pass  # not there, or not to be read: then it cannot be written either, which is said below
+    except Exception:  # whatever a damaged file makes zip or NumPy say
+        notes.append(f"{path} is damaged; drawing the glyphs again.")
     if arrays is None:
         arrays = _arrays(*draw(progress))
         try:
@@ -75,7 +75,7 @@ def load(progress: Progress = iter) -> Glyphs:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metricweight"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "metricweight"
 
 
 def faces() -> dict[str, Path]:
@@ -173,10 +173,7 @@ def _arrays(classes: Drawings, merged: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]] | None:
-    """The arrays of a cache file, or None where it is not what was written: each carries its CRC-32."""
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in ("pixels", "labels", "face", "faces", "classes", "merged")}
-    except Exception:  # whatever a damaged file makes zip or NumPy say
-        return None
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a cache file, each checked by its CRC-32."""
+    with np.load(path) as file:
+        return {name: file[name] for name in ("pixels", "labels", "face", "faces", "classes", "merged")}

@@ -53,6 +53,7 @@ def in_memory(
 
 def digits(size: int) -> Images:
     """The 1,797 scanned handwritten digits that ship with scikit-learn, 8 x 8, enlarged to `size` x `size`."""
+    import sklearn
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -60,7 +61,13 @@ def digits(size: int) -> Images:
     large = torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
     pixels = large[:, 0].round().to(torch.uint8).numpy()
     names = [f"digits/{i}" for i in range(len(pixels))]
-    return in_memory(pixels, data.target.astype(np.int64), [str(digit) for digit in range(10)], names, "sklearn")
+    return in_memory(
+        pixels,
+        data.target.astype(np.int64),
+        [str(digit) for digit in range(10)],
+        names,
+        f"scikit-learn {sklearn.__version__}",
+    )
 
 
 def folder(root: Path, size: int, channels: int = 3) -> Images:
@@ -87,7 +94,7 @@ def folder(root: Path, size: int, channels: int = 3) -> Images:
     def read(indices: Indices) -> Tensor:
         return torch.stack(list(pool.map(lambda i: decode(paths[i], size, channels), indices)))
 
-    listed = "\n".join(f"{path} {label} {path.stat().st_size}" for path, label in rows)
+    listed = "\n".join(f"{os.path.relpath(path, root)} {label} {path.stat().st_size}" for path, label in rows)
     stamp = hashlib.sha256(listed.encode()).hexdigest()
     return Images(read, labels, classes, [str(path) for path in paths], channels, stamp)
 
@@ -108,7 +115,7 @@ def _rows_of_folder(root: Path) -> list[tuple[Path, str]]:
     rows = []
     for directory in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         for path in sorted(directory.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
                 rows.append((path, directory.name))
     if not rows:
         raise InputError(
@@ -134,7 +141,9 @@ def _rows_of_csv(path: Path) -> list[tuple[Path, str]]:
     rows = [(path.parent / item, label) for item, label in zip(table["path"], table["label"], strict=True)]
     if not rows:
         raise InputError(f"{path} has no rows; needed: one per picture.")
-    for number, (item, _) in enumerate(rows, start=2):
+    for number, (item, label) in enumerate(rows, start=2):
+        if not label.strip():
+            raise InputError(f"{path}, row {number}: {item} has no label.")
         if not item.is_file():
             raise InputError(f"{path}, row {number}: {item} is not there.")
     return rows

@@ -35,7 +35,7 @@ def split_by_class(
     if min(learned, tested) < 2:
         raise InputError(
             f"{len(classes)} classes make {learned} to train, {held_out} to validate and {tested} to test on; "
-            "train and test need two at least. Give more classes or change data.test and data.validation."
+            "train and test need two at least. Set data.validation=0 to hold none out, or give more classes."
         )
     names = ("train", "validation", "test")
     groups = np.split(classes, [learned, learned + held_out])

@@ -48,6 +48,8 @@ class RankedListLoss(nn.Module):
         super().__init__()
         if gallery not in ("fixed", "free"):
             raise ValueError(f"gallery is 'fixed' or 'free', got {gallery!r}.")
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance is the negatives' share, from 0 to 1, got {balance}.")
         self.margin = margin
         self.alpha = alpha
         self.positive_temperature = positive_temperature

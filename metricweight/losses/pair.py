@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from metricweight.checks import check_embeddings
+from metricweight.checks import InputError, check_embeddings
 from metricweight.pairs import IndicesTuple, Pairs, among, from_labels
 from metricweight.similarity import euclidean, unit
 
@@ -28,12 +28,14 @@ def distances_and_pairs(
     check_embeddings(embeddings, labels)
     labels = labels.to(embeddings.device)
     query = unit(embeddings)
-    if ref_emb is None or ref_emb is embeddings:
+    if (ref_emb is None) != (ref_labels is None):
+        raise TypeError("ref_emb and ref_labels belong together; pass both or neither.")
+    if ref_emb is None or ref_labels is None or ref_emb is embeddings:
         gallery, pairs = query, from_labels(labels)
     else:
-        if ref_labels is None:
-            raise TypeError("ref_emb was given without ref_labels; pass both.")
         check_embeddings(ref_emb, ref_labels, names="ref_emb, ref_labels")
+        if ref_emb.shape[1] != embeddings.shape[1]:
+            raise InputError(f"ref_emb must be [G, {embeddings.shape[1]}] to be compared, got {list(ref_emb.shape)}.")
         gallery = unit(ref_emb).to(query.dtype)
         pairs = from_labels(labels, ref_labels.to(embeddings.device))
     if indices_tuple is not None:

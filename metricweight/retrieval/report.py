@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -113,12 +113,21 @@ def evaluate(
         "ties": "in the order found",
         "queries": len(points),
         "queries_without_positives": int((~valid).sum()),
+        "duplicates_across_labels": _duplicates_across_labels(points, own_class),
         "classes": len(sizes),
         "embedding_size": points.shape[1],
         "embeddings_sha256": hashlib.sha256(np.ascontiguousarray(points).data).hexdigest()[:16],
         "versions": {name: version(name) for name in ("metricweight", "faiss-cpu", "numpy")},
     }
     return Report({name: float(values[valid].mean()) for name, values in per_query.items()}, stamp, classes)
+
+
+def _duplicates_across_labels(points: Array, labels: NDArray[np.int64]) -> int:
+    """How many items have exactly the embedding of an item with another label: which ranks first is chance."""
+    rows = np.ascontiguousarray(points).view(np.dtype((np.void, points.dtype.itemsize * points.shape[1])))[:, 0]
+    _, group = np.unique(rows, return_inverse=True)
+    pairs = np.unique(np.stack([group, labels]), axis=1)
+    return int(np.isin(group, np.flatnonzero(np.bincount(pairs[0]) > 1)).sum())
 
 
 def _as_numpy(values: Array | Tensor | Sequence[Any]) -> Array:
@@ -136,13 +145,18 @@ def _as_integers(labels: Array | Tensor | Sequence[Any]) -> tuple[NDArray[np.int
     if given.dtype.kind in "UT" or (given.dtype == object and all(isinstance(x, str) for x in given.flat)):
         classes, numbers = np.unique(given.astype(str), return_inverse=True)
         return numbers.reshape(given.shape), classes.tolist()
-    raise InputError(f"labels must be integers or strings, got {given.dtype}; floats are not names of classes.")
+    raise InputError(
+        f"labels must be integers or strings, got {given.dtype}; whole numbers in another dtype: convert them to int."
+    )
 
 
 def _checked_ks(ks: Sequence[int], gallery: int) -> list[int]:
-    checked = sorted(set(ks))
-    if not checked or any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) for k in checked):
-        raise InputError(f"ks must be whole numbers such as (1, 2, 4, 8), got {tuple(ks)}.")
+    given = list(ks) if isinstance(ks, Iterable) else []
+    if not given or any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) for k in given):
+        raise InputError(f"ks must be whole numbers such as (1, 2, 4, 8), got {ks!r}.")
+    if gallery < 1:
+        raise InputError(f"retrieval needs two embeddings at least, got {gallery + 1}.")
+    checked = sorted(set(given))
     if checked[0] < 1 or checked[-1] > gallery:
         raise InputError(
             f"Recall@K was asked for K = {', '.join(map(str, checked))}, but a query has {gallery} others to be "
@@ -181,9 +195,13 @@ def _heading(metric: str) -> str:
 
 def _described(stamp: Mapping[str, Any]) -> str:
     left_out = stamp["queries_without_positives"]
+    duplicates = stamp["duplicates_across_labels"]
+    chance = f" {duplicates:,} items are exact duplicates under different labels: their order is chance." * bool(
+        duplicates
+    )
     return (
         f"In %. R@K: any hit among the first K. {stamp['queries']:,} items of {stamp['classes']:,} classes, each "
-        f"searching among all others by {stamp['similarity']}; {left_out:,} without a positive left out."
+        f"searching among all others by {stamp['similarity']}; {left_out:,} without a positive left out.{chance}"
     )
 
 
@@ -192,15 +210,19 @@ def save(reports: Mapping[str, Report], stem: Path, *, split: str = "test", **fa
 
     In the JSON file the fractions are at `models.NAME.SPLIT.METRIC`; `facts` stand beside `models`.
     """
-    models = {name: {split: report.as_dict()} for name, report in reports.items()}
-    write_text(
-        stem.with_name(f"{stem.name}.json"), json.dumps({"schema": SCHEMA, **facts, "models": models}, indent=2) + "\n"
-    )
-    write_text(stem.with_name(f"{stem.name}.md"), markdown(reports) + "\n")
-    write_text(stem.with_name(f"{stem.name}.csv"), frame(reports).to_csv())
-    classes = next(iter(reports.values())).classes
-    if classes:
-        import pandas as pd
+    import pandas as pd
 
-        table = pd.DataFrame({"number": range(len(classes)), "label": classes})
-        write_text(stem.with_name(f"{stem.name}.labels.csv"), table.to_csv(index=False))
+    models = {name: {split: report.as_dict()} for name, report in reports.items()}
+    classes = next(iter(reports.values())).classes
+    texts = {
+        "json": json.dumps({"schema": SCHEMA, **facts, "models": models}, indent=2) + "\n",
+        "md": markdown(reports) + "\n",
+        "csv": frame(reports).to_csv(),
+        "labels.csv": pd.DataFrame({"number": range(len(classes)), "label": classes}).to_csv(index=False),
+    }
+    for ending, text in texts.items():
+        path = stem.with_name(f"{stem.name}.{ending}")
+        if ending == "labels.csv" and not classes:
+            path.unlink(missing_ok=True)  # of an earlier report of this name
+        else:
+            write_text(path, text)

@@ -19,9 +19,10 @@ def comparable(embeddings: NDArray[np.floating], similarity: Similarity) -> NDAr
         cosine      x / ||x|| - mean,     since ||f_i - f_j||^2 = 2 - 2 cos(x_i, x_j) for f of unit length
         euclidean   x - mean
 
-    The mean changes no distance, and taking it off saves the digits that embeddings in a narrow cone, or far from
-    the origin, would lose. Raises InputError for what would yield a number that means nothing: values that are
-    not finite, zero rows under cosine, and embeddings that all coincide as far as float32 can tell.
+    scaled as a whole to length 1. The mean changes no distance, and taking it off saves the digits that embeddings
+    in a narrow cone, or far from the origin, would lose. Raises InputError for what would yield a number that means
+    nothing: values that are not finite, zero rows under cosine, and embeddings that all coincide as far as float32
+    can tell.
     """
     bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(bad):
@@ -30,23 +31,27 @@ def comparable(embeddings: NDArray[np.floating], similarity: Similarity) -> NDAr
             "there is nothing to compare them by."
         )
     rows = embeddings.astype(np.float64)
-    size = np.linalg.norm(rows, axis=1, keepdims=True)
     if similarity == "cosine":
-        zero = np.flatnonzero(size == 0)
+        largest = np.abs(rows).max(axis=1, initial=0, keepdims=True)
+        zero = np.flatnonzero(largest == 0)
         if len(zero):
             raise InputError(
                 f"{len(zero)} of {len(rows)} embeddings have zero norm, the first in row {zero[0]}; "
                 "they have no direction for cosine similarity. Use similarity='euclidean' if zero is meant."
             )
-        rows /= size
-        size = np.ones(1)
+        rows /= largest  # so that no square of an entry overflows or vanishes
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    else:
+        rows /= np.abs(rows).max(initial=0) or 1
+    size = np.linalg.norm(rows, axis=1).max(initial=0)
     rows -= rows.mean(axis=0)
     spread = np.linalg.norm(rows, axis=1).max(initial=0)
-    if spread <= 1e-5 * size.max(initial=0):
+    if spread <= 1e-5 * size:
         raise InputError(
-            f"the embeddings are collapsed: all {len(rows)} of them lie within {spread:.1e} of their mean, at a "
-            f"length of {size.max(initial=0):.1e}. Every ranking of them is chance, so no number is given."
+            f"the embeddings are collapsed: all {len(rows)} lie within {spread / (size or 1):.1e} of their mean, "
+            "as a share of their length. Every ranking of them is chance, so no number is given."
         )
+    rows /= spread
     return rows.astype(np.float32)
 
 

@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -29,36 +28,35 @@ FILES = (
 
 @contextmanager
 def claimed_folder(out: Path | None, recipe: str, overwrite: bool) -> Iterator[Path]:
-    """A folder that a run can be written to: `out`, or a new `runs/<recipe>-<date-time>`. Nothing is deleted yet,
-    and when the block fails before it has written anything, no empty folder stays behind.
+    """A folder for a run: `out`, or a new `runs/<recipe>-<date-time>`.
+
+    An empty settings.yaml holds the place, so that of two runs which want the same folder one is refused. Nothing
+    that is there is deleted yet, and if the block fails before the run has written anything, nothing stays behind.
 
     Raises InputError where `out` already holds a run, unless `overwrite` says that it may go, and where it cannot be
     written.
     """
-    run = _claimed(out, recipe, overwrite)
     try:
-        yield run
-    except BaseException:
-        with suppress(OSError):
-            run.rmdir()  # which only an empty folder allows
-        raise
-
-
-def _claimed(out: Path | None, recipe: str, overwrite: bool) -> Path:
-    try:
-        if out is None:
-            return _make_new(Path("runs") / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}")
-        held = [file for file in FILES if (out / file).exists()]
+        run = _make_new(Path("runs") / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}") if out is None else out
+        held = [file for file in FILES if (run / file).exists()]
         if held and not overwrite:
             raise InputError(
-                f"{out} already holds a run ({', '.join(held)}); choose another --out, or add --overwrite."
+                f"{run} already holds a run ({', '.join(held)}); choose another --out, or add --overwrite."
             )
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):  # find out now whether it can be written
-            return out
+        run.mkdir(parents=True, exist_ok=True)
+        if not held:
+            (run / "settings.yaml").touch(exist_ok=False)
     except OSError as error:
         where = out or Path("runs").absolute()
         raise InputError(f"cannot write to {where}: {error.strerror}; choose another folder with --out.") from None
+    try:
+        yield run
+    except BaseException:
+        if not held and not (run / "settings.yaml").stat().st_size:
+            (run / "settings.yaml").unlink()
+            with suppress(OSError):
+                run.rmdir()  # which only an empty folder allows
+        raise
 
 
 def clear(run: Path) -> None:

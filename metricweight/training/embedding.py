@@ -21,29 +21,36 @@ SPLITS = ("train", "validation", "test")
 
 
 def embed(run: Path, data: str | None, split: str | None, out: Path | None, overwrite: bool) -> Path:
-    """Writes the embeddings of the pictures that `data` names, by the network of a run, and returns the file.
+    """Writes the embeddings of pictures, by the network of a run, and returns the file.
 
-    data   None: the data of the run; "glyphs", "digits", a folder of class folders, or a CSV
-    split  "train", "validation", "test" or "all"; None: test, or all where `data` is given
-    out    None: RUN/embeddings.npz, or RUN/embeddings-DATA.npz where `data` is given
+    data   "glyphs", "digits", a folder of class folders, or a CSV; None: the data of the run
+    split  "train", "validation", "test" or "all"; None: test for the data of the run, all for other data
+    out    an .npz file; None: RUN/embeddings[-DATA][-SPLIT].npz, without DATA for that of the run, without SPLIT if
+           it was not given
     """
-    split = split or ("all" if data else "test")
-    if split not in (*SPLITS, "all"):
+    if split not in (*SPLITS, "all", None):
         raise InputError(f"--split is {', '.join(SPLITS)} or all, got '{split}'.")
-    out = out or run / (f"embeddings-{Path(data).stem}.npz" if data else "embeddings.npz")
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} is already there; add --overwrite to replace it, or choose another --out.")
     model, settings, channels = checkpoint.load(run)
     source = settings.data if data is None else _other(settings.data, data)
+    own = (source.source, source.root) == (settings.data.source, settings.data.root)
+    named = [] if own else [source.root.stem if source.root else source.source]
+    out = out or run / ("-".join(["embeddings", *named, *filter(None, [split])]) + ".npz")
+    split = split or ("test" if own else "all")
+    if out.suffix != ".npz":
+        raise InputError(f"--out must be an .npz file, got {out}.")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} is already there; add --overwrite to replace it, or choose another --out.")
     images = load_images(source, channels)
     if images.channels != channels:
-        raise InputError(
-            f"the network of {run} looks at {_colour(channels)} pictures; {data} is {_colour(images.channels)}."
-        )
+        raise InputError(f"the network of {run} looks at {_colour(channels)} pictures; {data} has others.")
     indices = np.arange(len(images)) if split == "all" else splits_of(images, source)[split]
-    found = embed_images(model, images, indices, source, "cuda" if torch.cuda.is_available() else "cpu", "embedding")
-    write_embeddings(out, found, images, indices)
-    say(f"{len(found):,} embeddings of {found.shape[1]} numbers are in {out}. To see how good they are:")
+    if not len(indices):
+        raise InputError(f"there are no {split} classes, since data.{split}={getattr(source, split)}.")
+    device = "cpu" if settings.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    found = embed_images(model, images, indices, source, device, "embedding")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_embeddings(out, found, images, indices, split)
+    say(f"{len(found):,} embeddings of {found.shape[1]} numbers ({split} classes) are in {out}. How good they are:")
     say(f"  metricweight evaluate {out}")
     return out
 
@@ -90,25 +97,29 @@ def seen(images: Images, indices: Indices, data: DataSettings, training: tuple[i
     return transforms.whiten(pixels.float() / 255)
 
 
+def blocks_of(indices: Indices) -> list[Indices]:
+    return np.split(indices, range(BATCH, len(indices), BATCH))
+
+
 def embed_images(
     network: nn.Module, images: Images, indices: Indices, data: DataSettings, device: str, what: str | None
 ) -> NDArray[np.float32]:
     """Embeddings [N, D] of the images at `indices`, seen as in a test. `what`: name of the progress bar, if any."""
     network = network.to(device).eval()
-    blocks = np.split(indices, range(BATCH, len(indices), BATCH))
     with torch.inference_mode():
-        found = [network(seen(images, block, data).to(device)).cpu() for block in track(blocks, what)]
+        found = [network(seen(images, block, data).to(device)).cpu() for block in track(blocks_of(indices), what)]
     return torch.cat(found).numpy()
 
 
-def write_embeddings(path: Path, embeddings: NDArray[np.float32], images: Images, indices: Indices) -> None:
-    """An .npz file with embeddings [N, D], labels [N], names [N], and the names of the classes."""
+def write_embeddings(path: Path, embeddings: NDArray[np.float32], images: Images, indices: Indices, split: str) -> None:
+    """An .npz file with embeddings [N, D], labels [N], names [N], the names of the classes, and the split."""
     write_arrays(
         path,
         embeddings=embeddings,
         labels=images.labels[indices],
         names=np.array([images.names[i] for i in indices]),
         classes=np.array(images.classes),
+        split=np.array(split),
     )
 
 
@@ -117,8 +128,8 @@ def _other(own: DataSettings, data: str) -> DataSettings:
     builtin = data in ("glyphs", "digits")
     source = data if builtin else "folder"
     transform = "none" if own.transform == "distort" and source != own.source else own.transform
-    change = {"source": source, "root": None if builtin else Path(data), "transform": transform}
-    return own.model_copy(update=change)
+    change = {"source": source, "root": None if builtin else data, "transform": transform}
+    return DataSettings.model_validate({**own.model_dump(), **change})
 
 
 def _colour(channels: int) -> str:

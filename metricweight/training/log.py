@@ -1,6 +1,8 @@
 """What a run says while it runs: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
 
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,15 @@ from rich.progress import (
 
 Item = TypeVar("Item")
 
-console = Console(highlight=False, soft_wrap=True, emoji=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read the output is gone (`| head`): the run goes on without a word."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = _Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str) -> None:
@@ -35,7 +45,7 @@ def track(items: Sequence[Item], what: str | None) -> Iterator[Item]:
 
 
 @contextmanager
-def training_log(path: Path, steps: int, images_per_step: int) -> Iterator["TrainingLog"]:
+def training_log(path: Path, steps: int) -> Iterator["TrainingLog"]:
     """A log that writes the lines of metrics.jsonl, and shows steps, loss, images/s and the time left."""
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -43,12 +53,12 @@ def training_log(path: Path, steps: int, images_per_step: int) -> Iterator["Trai
         open(path, "w", encoding="utf-8", buffering=1) as file,
         Progress(*columns, *times, console=console, disable=not console.is_terminal) as bar,
     ):
-        yield TrainingLog(file, bar, steps, images_per_step)
+        yield TrainingLog(file, bar, steps)
 
 
 class TrainingLog:
-    def __init__(self, file: TextIO, bar: Progress, steps: int, images_per_step: int) -> None:
-        self.file, self.bar, self.steps, self.images_per_step = file, bar, steps, images_per_step
+    def __init__(self, file: TextIO, bar: Progress, steps: int) -> None:
+        self.file, self.bar, self.steps = file, bar, steps
         self.task = bar.add_task("training", total=steps, facts="")
         self.every = max(1, steps // 100)
         self.seen, self.since = 0, time.perf_counter()
@@ -57,9 +67,9 @@ class TrainingLog:
         """Whether this step is one to report: a hundred of them, and the last."""
         return step % self.every == 0 or step == self.steps
 
-    def step(self, step: int, loss: float, learning_rate: float) -> None:
-        """Loss and learning rate of a step that is due."""
-        rate = (step - self.seen) * self.images_per_step / (time.perf_counter() - self.since)
+    def step(self, step: int, loss: float, learning_rate: float, images: int) -> None:
+        """Loss and learning rate of a step that is due; `images` in each step since the last."""
+        rate = (step - self.seen) * images / (time.perf_counter() - self.since)
         self.seen, self.since = step, time.perf_counter()
         self._write(step=step, loss=loss, learning_rate=learning_rate, images_per_second=round(rate, 1))
         facts = f"loss {loss:.4f}  {rate:,.0f} images/s"

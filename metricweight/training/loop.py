@@ -22,10 +22,10 @@ from metricweight.files import write_text
 from metricweight.models.heads import embedder
 from metricweight.retrieval import Report, evaluate
 from metricweight.retrieval import report as reports
-from metricweight.settings import Settings
+from metricweight.settings import BatchSettings, Settings
 from metricweight.training import checkpoint
-from metricweight.training.embedding import embed_images, load_images, seen, splits_of, write_embeddings
-from metricweight.training.log import say, training_log
+from metricweight.training.embedding import blocks_of, embed_images, load_images, seen, splits_of, write_embeddings
+from metricweight.training.log import say, track, training_log
 
 Batch = tuple[Tensor, Tensor]  # images [B, C, S, S] and labels [B]
 
@@ -35,61 +35,78 @@ def train(settings: Settings, recipe: str, out: Path | None = None, overwrite: b
     the run folder with everything that is known about it.
 
     Raises InputError before the first step for whatever is wrong with settings, data or folder, and `Interrupted`
-    after Ctrl-C, with a checkpoint of the step that was reached.
+    after Ctrl-C, which leaves a checkpoint of the step that was reached.
     """
+    saved: list[int] = []  # steps of which there is a checkpoint
     with checkpoint.claimed_folder(out, recipe, overwrite) as run:
-        device = _device(settings)
-        images = load_images(settings.data)
-        splits = splits_of(images, settings.data)
-        labels = images.labels[splits["train"]]
-        sampler = ClassBalancedSampler(labels, settings.batch.classes, settings.batch.images, settings.seed)
-        torch.manual_seed(settings.seed)
-        network = settings.model
-        model = embedder(network.backbone, images.channels, network.embedding_size, network.pretrained).to(device)
-        say(_described(images, splits, model, settings))
-
-        def test(what: str, network: nn.Module) -> Report:
-            found = embed_images(network, images, splits["test"], settings.data, device, what)
-            return _tested(found, images, splits["test"], settings)
-
-        def validate() -> Mapping[str, float]:
-            held_out = splits["validation"]
-            if not len(held_out):
-                return {}
-            found = embed_images(model, images, held_out, settings.data, device, None)
-            return evaluate(found, images.labels[held_out], ks=[1]).metrics
-
-        def batch_of(step: int) -> Batch:
-            chosen = splits["train"][sampler.batch(step)]
-            inputs = seen(images, chosen, settings.data, training=(settings.seed, step))
-            return inputs, torch.from_numpy(images.labels[chosen])
-
-        def save(step: int) -> None:
-            checkpoint.save(run, model, settings, images.channels, step)
-
-        before = {"pixels": test("raw pixels", _RawPixels()), "untrained": test("untrained network", model)}
-        validate()  # here, so that what is wrong with the data is said before the training
-        checkpoint.clear(run)
-        write_text(run / "settings.yaml", settings.yaml())
-        write_text(run / "environment.json", checkpoint.environment(settings, device))
-        _write_labels(run / "labels.csv", images, splits)
-    try:
-        started = time.perf_counter()
-        _train(model, settings, device, batch_of, validate, save, run / "metrics.jsonl")
-        seconds = time.perf_counter() - started
-        found = embed_images(model, images, splits["test"], settings.data, device, "trained network")
-    except KeyboardInterrupt as stopped:
-        if not (run / "checkpoint.pt").exists():
-            raise
-        raise Interrupted(
-            f"stopped{stopped}; the network is in {run / 'checkpoint.pt'}. To see how good it is:\n"
-            f"  metricweight embed {run}\n  metricweight evaluate {run / 'embeddings.npz'}"
-        ) from None
-    write_embeddings(run / "embeddings.npz", found, images, splits["test"])
-    tested = {**before, "trained": _tested(found, images, splits["test"], settings)}
-    reports.save(tested, run / "report", recipe=recipe, steps=settings.steps, training_seconds=round(seconds, 1))
-    say(f"\n{reports.markdown(tested)}\n\nTrained for {seconds:.0f} s. Everything is in {run}.")
+        try:
+            _run(settings, recipe, run, saved)
+        except KeyboardInterrupt:
+            if not saved:
+                raise Interrupted("stopped before there was anything to save.") from None
+            again = " --overwrite" if (run / "embeddings.npz").exists() else ""
+            raise Interrupted(
+                f"stopped; the network after step {saved[-1]} of {settings.steps} is saved. To see how good it is:\n"
+                f"  metricweight embed {run}{again}\n  metricweight evaluate {run / 'embeddings.npz'}"
+            ) from None
     return run
+
+
+def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
+    device = _device(settings)
+    images = load_images(settings.data)
+    splits = splits_of(images, settings.data)
+    labels = images.labels[splits["train"]]
+    classes = settings.batch.classes or min(32, len(np.unique(labels)))
+    sampler = ClassBalancedSampler(labels, classes, settings.batch.images, settings.seed)
+    settings = settings.model_copy(update={"batch": BatchSettings(classes=classes, images=settings.batch.images)})
+    torch.manual_seed(settings.seed)
+    network = settings.model
+    model = embedder(network.backbone, images.channels, network.embedding_size, network.pretrained).to(device)
+    say(_described(images, splits, model, settings))
+
+    def embedded(network: nn.Module, split: str, what: str | None) -> NDArray[np.float32]:
+        return embed_images(network, images, splits[split], settings.data, device, what)
+
+    def tested(embeddings: NDArray[np.float32]) -> Report:
+        report = evaluate(embeddings, images.labels[splits["test"]], ks=settings.ks)
+        data = {"source": settings.data.source, "stamp": images.stamp[:32], "seed": settings.data.seed}
+        return replace(report, stamp={**report.stamp, "data": data})  # which data these numbers are of
+
+    def validate() -> Mapping[str, float]:
+        if not len(splits["validation"]):
+            return {}
+        return evaluate(embedded(model, "validation", None), images.labels[splits["validation"]], ks=[1]).metrics
+
+    def batch_of(step: int) -> Batch:
+        chosen = splits["train"][sampler.batch(step)]
+        return seen(images, chosen, settings.data, (settings.seed, step)), torch.from_numpy(images.labels[chosen])
+
+    def save(step: int) -> None:
+        checkpoint.save(run, model, settings, images.channels, step)
+        saved.append(step)
+
+    models = {
+        "pixels": tested(embedded(_RawPixels(), "test", "raw pixels")),
+        "untrained": tested(embedded(model, "test", "untrained network")),
+    }
+    validate()  # here, and each picture read once, so that what is wrong with the data is said before the training
+    for block in track(blocks_of(splits["train"]), "training pictures"):
+        images.read(block)
+    checkpoint.clear(run)
+    write_text(run / "settings.yaml", settings.yaml())
+    write_text(run / "environment.json", checkpoint.environment(settings, device))
+    _write_labels(run / "labels.csv", images, splits)
+
+    started = time.perf_counter()
+    _train(model, settings, device, batch_of, validate, save, run / "metrics.jsonl")
+    seconds = time.perf_counter() - started
+
+    found = embedded(model, "test", "trained network")
+    write_embeddings(run / "embeddings.npz", found, images, splits["test"], "test")
+    models["trained"] = tested(found)
+    reports.save(models, run / "report", recipe=recipe, steps=settings.steps, training_seconds=round(seconds, 1))
+    say(f"\n{reports.markdown(models)}\n\nTrained for {seconds:.0f} s. Everything is in {run}.")
 
 
 def _train(
@@ -109,9 +126,8 @@ def _train(
         optimizer, lambda step: warm_up_and_cosine(step, settings.steps, rates.warmup)
     )
     looks = {round(settings.steps * i / settings.validations) for i in range(1, settings.validations + 1)}
-    images_per_step = settings.batch.classes * settings.batch.images
     with (
-        training_log(log_file, settings.steps, images_per_step) as log,
+        training_log(log_file, settings.steps) as log,
         _stop_when_asked() as asked,
         ThreadPoolExecutor(max_workers=1) as pool,
     ):
@@ -125,23 +141,21 @@ def _train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if log.due(step):
-                _refuse_nan(value := float(loss.detach()), step)
-                log.step(step, value, float(optimizer.param_groups[0]["lr"]))
+            saving = step in looks or step == settings.steps or asked.is_set()
+            if saving or log.due(step):
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise InputError(
+                        f"the loss is {value} at step {step}: the training has diverged; lower optimizer.learning_rate."
+                    )
+                log.step(step, value, float(optimizer.param_groups[0]["lr"]), len(labels))
             schedule.step()
-            if step in looks or step == settings.steps or asked.is_set():
+            if saving:
                 save(step)
             if asked.is_set():
-                raise KeyboardInterrupt(f" after step {step} of {settings.steps}")
+                raise KeyboardInterrupt
             if step in looks and (found := validate()):
                 log.validation(step, found)
-
-
-def _tested(embeddings: NDArray[np.float32], images: Images, indices: Indices, settings: Settings) -> Report:
-    """The report of a split of the images, its stamp saying which data these are."""
-    report = evaluate(embeddings, images.labels[indices], ks=settings.ks)
-    data = {"source": settings.data.source, "stamp": images.stamp[:16], "seed": settings.data.seed}
-    return replace(report, stamp={**report.stamp, "data": data})
 
 
 def warm_up_and_cosine(step: int, steps: int, warmup: float) -> float:
@@ -199,14 +213,6 @@ def _described(images: Images, splits: dict[str, Indices], model: nn.Module, set
         f"{settings.model.backbone}, {parameters:,} parameters, embeddings of {settings.model.embedding_size}; "
         f"{settings.steps:,} steps of {settings.batch.classes} classes x {settings.batch.images} images."
     )
-
-
-def _refuse_nan(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise InputError(
-            f"the loss is {loss} at step {step}: the training has diverged; lower optimizer.learning_rate. "
-            "A checkpoint of an earlier step stays as it is."
-        )
 
 
 def _write_labels(path: Path, images: Images, splits: dict[str, Indices]) -> None:
