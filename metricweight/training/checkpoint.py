@@ -52,17 +52,18 @@ def claimed_folder(out: Path | None, recipe: str, overwrite: bool) -> Iterator[P
     try:
         yield run
     except BaseException:
-        if not held and not (run / "settings.yaml").stat().st_size:
-            (run / "settings.yaml").unlink()
-            with suppress(OSError):
+        with suppress(OSError):
+            if not held and not (run / "settings.yaml").stat().st_size:
+                (run / "settings.yaml").unlink()
                 run.rmdir()  # which only an empty folder allows
         raise
 
 
 def clear(run: Path) -> None:
-    """Takes away the files of an earlier run, and no others."""
+    """Takes away the files of an earlier run, and no others; settings.yaml holds the place until it is replaced."""
     for file in FILES:
-        (run / file).unlink(missing_ok=True)
+        if file != "settings.yaml":
+            (run / file).unlink(missing_ok=True)
 
 
 def _make_new(folder: Path) -> Path:
