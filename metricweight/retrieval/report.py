@@ -81,7 +81,7 @@ def evaluate(
     are collapsed: these would give a number that means nothing.
     """
     points = _as_numpy(embeddings)
-    if points.ndim != 2 or points.dtype.kind not in "fiu":
+    if points.ndim != 2 or points.dtype.kind not in "fiu" or not points.shape[1]:
         raise InputError(f"embeddings must be numbers [N, D], got {list(points.shape)} of {points.dtype}.")
     numbers, classes = _as_integers(labels)
     if numbers.shape != points.shape[:1]:
@@ -194,15 +194,14 @@ def _heading(metric: str) -> str:
 
 
 def _described(stamp: Mapping[str, Any]) -> str:
-    left_out = stamp["queries_without_positives"]
-    duplicates = stamp["duplicates_across_labels"]
-    chance = f" {duplicates:,} items are exact duplicates under different labels: their order is chance." * bool(
-        duplicates
-    )
-    return (
+    text = (
         f"In %. R@K: any hit among the first K. {stamp['queries']:,} items of {stamp['classes']:,} classes, each "
-        f"searching among all others by {stamp['similarity']}; {left_out:,} without a positive left out.{chance}"
+        f"searching among all others by {stamp['similarity']}; {stamp['queries_without_positives']:,} without a positive "
+        "left out."
     )
+    if duplicates := stamp["duplicates_across_labels"]:
+        text += f" {duplicates:,} items are exact duplicates under different labels: their order is chance."
+    return text
 
 
 def save(reports: Mapping[str, Report], stem: Path, *, split: str = "test", **facts: Any) -> None:
