@@ -196,8 +196,8 @@ def _heading(metric: str) -> str:
 def _described(stamp: Mapping[str, Any]) -> str:
     text = (
         f"In %. R@K: any hit among the first K. {stamp['queries']:,} items of {stamp['classes']:,} classes, each "
-        f"searching among all others by {stamp['similarity']}; {stamp['queries_without_positives']:,} without a positive "
-        "left out."
+        f"searching among all others by {stamp['similarity']}; "
+        f"{stamp['queries_without_positives']:,} without a positive left out."
     )
     if duplicates := stamp["duplicates_across_labels"]:
         text += f" {duplicates:,} items are exact duplicates under different labels: their order is chance."
