@@ -149,6 +149,7 @@ def test_ctrl_c_before_the_training_says_so_and_leaves_nothing(tmp_path):
     run = tmp_path / "run"
     process = start(run)
     wait_for(run.exists)
+    time.sleep(0.3)  # the digits are being read, or raw pixels compared
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
