@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_weights_and_numbers_bit_for_bit(glyphs_run
     other = train(read("glyphs", [*FEW_GLYPHS, "seed=1"]), "glyphs", tmp_path / "other")
 
     def weights(run):
-        return torch.load(run / "checkpoint.pt")["model"]
+        return torch.load(run / "checkpoint.pt", weights_only=True)["model"]
 
     def numbers(run):
         return json.loads((run / "report.json").read_text())["models"]
