@@ -19,7 +19,7 @@ def comparable(embeddings: NDArray[np.floating], similarity: Similarity) -> NDAr
         cosine      x / ||x|| - mean,     since ||f_i - f_j||^2 = 2 - 2 cos(x_i, x_j) for f of unit length
         euclidean   x - mean
 
-    scaled as a whole to length 1. The mean changes no distance, and taking it off saves the digits that embeddings
+    up to a common scale. The mean changes no distance, and taking it off saves the digits that embeddings
     in a narrow cone, or far from the origin, would lose. Raises InputError for what would yield a number that means
     nothing: values that are not finite, zero rows under cosine, and embeddings that all coincide as far as float32
     can tell.
@@ -51,7 +51,6 @@ def comparable(embeddings: NDArray[np.floating], similarity: Similarity) -> NDAr
             f"the embeddings are collapsed: all {len(rows)} lie within {spread / (size or 1):.1e} of their mean, "
             "as a share of their length. Every ranking of them is chance, so no number is given."
         )
-    rows /= spread
     return rows.astype(np.float32)
 
 
