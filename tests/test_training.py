@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 import torch
 
-from metricweight.checks import InputError
+from metricweight.checks import InputError, Interrupted
 from metricweight.retrieval import evaluate
 from metricweight.settings import read
 from metricweight.training import checkpoint
 from metricweight.training.embedding import load_images, seen
+from metricweight.training.log import TrainingLog
 from metricweight.training.loop import train, warm_up_and_cosine
 
 FEW_GLYPHS = ["data.test=0.02", "data.validation=0.02", "steps=4", "validations=2", "batch.classes=4"]
@@ -143,6 +144,20 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_evaluate_it(tmp_path, metric
         code, out, problem = metricweight(*words)
         assert code == 0, problem
     assert "R@1" in out
+
+
+def test_ctrl_c_at_any_moment_of_a_step_is_answered_after_a_checkpoint(tmp_path, monkeypatch):
+    own = TrainingLog.step
+
+    def interrupted(self, step, *rest):
+        own(self, step, *rest)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TrainingLog, "step", interrupted)
+    with pytest.raises(Interrupted, match="after step 2 of 3 is saved"):
+        train(read("digits", ["steps=3", "validations=0"]), "digits", tmp_path / "run")
+    checkpoint.load(tmp_path / "run")
 
 
 def test_ctrl_c_before_the_training_says_so_and_leaves_nothing(tmp_path):

@@ -141,7 +141,8 @@ def _train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            saving = step in looks or step == settings.steps or asked.is_set()
+            stopping = asked.is_set()  # read once: what comes later in this step is answered after the next
+            saving = step in looks or step == settings.steps or stopping
             if saving or log.due(step):
                 value = float(loss.detach())
                 if not math.isfinite(value):
@@ -152,7 +153,7 @@ def _train(
             schedule.step()
             if saving:
                 save(step)
-            if asked.is_set():
+            if stopping:
                 raise KeyboardInterrupt
             if step in looks and (found := validate()):
                 log.validation(step, found)
