@@ -127,8 +127,6 @@ def no_write_for_the_report():
 )  # fmt: skip
 def test_every_mistake_gets_a_plain_sentence_and_exit_code_2(metricweight, monkeypatch, make, words):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    from metricweight.cli import main  # noqa: F401  (the fixture has changed into an empty folder)
-
     code, _, err = metricweight(*make())
     assert code == 2
     assert words in err

@@ -125,15 +125,16 @@ def _embedding_columns(table: "pd.DataFrame", path: Path) -> tuple[Array, str]:
     """The columns of a table that are the embedding, and which these are."""
     if not len(table):
         raise InputError(f"{path} has no rows.")
-    lists = [name for name in table if table[name].map(lambda value: isinstance(value, (list, np.ndarray))).all()]
+    objects = [name for name in table if table[name].dtype == object]  # all that could hold lists
+    lists = [name for name in objects if table[name].map(lambda value: isinstance(value, (list, np.ndarray))).all()]
     if len(lists) == 1:
         lengths = table[lists[0]].map(len).unique()
         if len(lengths) > 1:
             raise InputError(f"{path}, column '{lists[0]}': the lists are of different lengths.")
         return np.stack(table[lists[0]].to_list()), f"{len(table)} x {lengths[0]} from column '{lists[0]}'"
 
-    table.columns = table.columns.map(str)
     names = [str(name) for name in table.columns]
+    table = table.set_axis(names, axis="columns")
     numbers = set(table.select_dtypes("number").columns)
     numbered = defaultdict(list)
     for name in names:

@@ -46,9 +46,8 @@ def load(progress: Progress = iter) -> Glyphs:
     progress  wraps the list of faces while they are drawn, to show how far it is
 
     The cache is one file in `$XDG_CACHE_HOME/metricweight` (or `~/.cache/metricweight`), named by a stamp of the
-    fonts and of everything else that decides the pixels; another matplotlib or Pillow draws another file. A
-    damaged one is drawn again. Two processes may fill it at once. Where it
-    cannot be written the pictures stay in memory.
+    fonts and of everything else that decides the pixels; another matplotlib or Pillow draws another file. A damaged
+    one is drawn again. Two processes may fill it at once. Where it cannot be written the pictures stay in memory.
     """
     own_stamp, notes, arrays = stamp(), [], None
     path = cache_folder() / f"glyphs-{own_stamp[:16]}.npz"
