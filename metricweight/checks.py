@@ -22,7 +22,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else "."
 
 
-def check_embeddings(embeddings: "Tensor", labels: "Tensor", *, names: str = "embeddings, labels") -> None:
+def check_embeddings(
+    embeddings: "Tensor", labels: "Tensor", *, names: str = "embeddings, labels", shape: str = "[B, D]"
+) -> None:
     """Shapes and dtypes only: looking at values would make a GPU wait.
 
     embeddings  [B, D]  floating point
@@ -31,7 +33,8 @@ def check_embeddings(embeddings: "Tensor", labels: "Tensor", *, names: str = "em
     embeddings_name, labels_name = names.split(", ")
     if embeddings.ndim != 2 or not embeddings.is_floating_point():
         raise InputError(
-            f"{embeddings_name} must be [B, D] of a floating dtype, got {list(embeddings.shape)} of {embeddings.dtype}."
+            f"{embeddings_name} must be {shape} of a floating dtype, "
+            f"got {list(embeddings.shape)} of {embeddings.dtype}."
         )
     if labels.shape != embeddings.shape[:1]:
         raise InputError(
@@ -40,3 +43,14 @@ def check_embeddings(embeddings: "Tensor", labels: "Tensor", *, names: str = "em
         )
     if labels.is_floating_point() or labels.is_complex():
         raise InputError(f"{labels_name} must be integers, got {labels.dtype}; convert them with .long().")
+
+
+def check_logits(logits: "Tensor", labels: "Tensor") -> None:
+    """Shapes and dtypes only: looking at values would make a GPU wait.
+
+    logits  [B, C]  floating point, at least two classes
+    labels  [B]     integers
+    """
+    check_embeddings(logits, labels, names="logits, labels", shape="[B, C]")
+    if logits.shape[1] < 2:
+        raise InputError(f"logits must be [B, C] with at least 2 classes, got {list(logits.shape)}.")
