@@ -42,19 +42,18 @@ def from_labels(labels: Tensor, gallery_labels: Tensor | None = None) -> Pairs:
     return Pairs(same, ~same)
 
 
-def among(pairs: Pairs, indices_tuple: IndicesTuple) -> Pairs:
-    """Only those of `pairs` that a miner chose.
+def listed(indices_tuple: IndicesTuple, labels: Tensor, gallery_labels: Tensor) -> Tensor:
+    """Which pairs of `labels` [Q] with `gallery_labels` [G] a miner listed, bool [Q, G].
 
     indices_tuple  (anchors, positives, anchors, negatives) or (anchors, positives, negatives), as the miners of
-                   pytorch-metric-learning return them; a triplet is a positive and a negative pair. A pair
-                   counts once however often it is listed.
+                   pytorch-metric-learning return them; a triplet is a positive and a negative pair. A pair is
+                   listed once, however often it is, and only as what its labels say it is
     """
     if len(indices_tuple) not in (3, 4):
         raise InputError(f"indices_tuple must be 4 tensors (pairs) or 3 (triplets), got {len(indices_tuple)}.")
-    if len(indices_tuple) == 3:
-        anchor, positive, negative = indices_tuple
-        indices_tuple = (anchor, positive, anchor, negative)
-    chosen = [torch.zeros_like(pairs.positive) for _ in range(2)]
-    for mask, rows, columns in zip(chosen, indices_tuple[::2], indices_tuple[1::2], strict=True):
-        mask[rows, columns] = True
-    return Pairs(pairs.positive & chosen[0], pairs.negative & chosen[1])
+    anchors, positives, *more = (indices.to(labels.device) for indices in indices_tuple)
+    others, negatives = more if len(more) == 2 else (anchors, *more)
+    chosen = torch.zeros(len(labels), len(gallery_labels), dtype=torch.bool, device=labels.device)
+    chosen[anchors, positives] = labels[anchors] == gallery_labels[positives]
+    chosen[others, negatives] |= labels[others] != gallery_labels[negatives]
+    return chosen

@@ -1,7 +1,6 @@
-"""Matrices of distances between embeddings. Larger is farther: the name says which."""
+"""Embeddings as they are compared: in float32 at least, of unit length."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -11,19 +10,10 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def unit(embeddings: Tensor) -> Tensor:
-    """Rows of length one, f = x / ||x||, in float32 at least. A zero row stays zero.
+    """Rows of length one, f = x / ||x||, in float32 at least. A zero row stays zero, its derivative is the identity.
 
     embeddings  [B, D]
     """
-    return F.normalize(at_least_float32(embeddings), dim=-1)
-
-
-def euclidean(query: Tensor, gallery: Tensor) -> Tensor:
-    """Distances d_ij = ||q_i - g_j||, not squared, [Q, G].
-
-    query, gallery  [Q, D], [G, D]
-
-    Formed from the differences, never as |q|^2 + |g|^2 - 2 q.g, which loses every digit of a small distance.
-    Where two rows coincide the distance is 0 and has no direction; its derivative there is taken as 0.
-    """
-    return torch.cdist(query, gallery, compute_mode="donot_use_mm_for_euclid_dist")
+    x = at_least_float32(embeddings)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(length > 0, length, 1)

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from metricweight.losses import RankedListLoss
-from metricweight.pair_weights.ranked_list import ranked_list
-from metricweight.pairs import from_labels
 
 SETTINGS = [
     {},
@@ -84,8 +82,8 @@ def test_an_easy_negative_is_never_pulled_in():
     query, negatives = points[:1], points[1:].clone().requires_grad_()
     distance = torch.cdist(query, negatives.detach())
     negative = torch.ones(1, 3, dtype=torch.bool)
-    weights = ranked_list(distance, ~negative, negative, balance=1.0)
-    assert weights.negative[0].tolist() == pytest.approx([0.921, 0.073, 0.006], abs=5e-4)
+    weights = RankedListLoss().weights(distance, ~negative, negative).negative[0]
+    assert (weights / weights.sum()).tolist() == pytest.approx([0.921, 0.073, 0.006], abs=5e-4)
     loss = RankedListLoss(gallery="free", balance=1.0)
     loss(query, torch.tensor([0]), ref_emb=negatives, ref_labels=torch.tensor([1, 1, 1])).backward()
     away = -(negatives.grad * (negatives.detach() - query)).sum(1)  # a step against the gradient, seen from the query
@@ -95,21 +93,9 @@ def test_an_easy_negative_is_never_pulled_in():
 def test_only_pairs_that_break_the_ranking_count():
     distance = torch.tensor([[0.3, 0.8, 0.9, 1.3, 1.1]])
     positive = torch.tensor([[True, True, True, False, False]])
-    weights = ranked_list(distance, positive, ~positive)
-    assert weights.positive.tolist() == [[0, 0, 0.5, 0, 0]]  # 0.8 is on the boundary alpha - margin, so not beyond it
-    assert weights.negative.tolist() == [[0, 0, 0, 0, 0.5]]
-
-
-def test_weights_are_numbers_and_share_the_balance():
-    x, labels = batch()
-    distance = torch.cdist(x, x).requires_grad_()
-    weights = ranked_list(distance, *from_labels(labels), balance=0.3)
-    assert not weights.positive.requires_grad
-    assert not weights.negative.requires_grad
-    for part, share in ((weights.positive, 0.7), (weights.negative, 0.3)):
-        sums = part.sum(1)
-        assert (part >= 0).all()
-        assert torch.allclose(sums[sums > 0], torch.full_like(sums[sums > 0], share))
+    weights = RankedListLoss().weights(distance, positive, ~positive)
+    assert weights.positive.tolist() == [[0, 0, 1, 0, 0]]  # 0.8 is on the boundary alpha - margin, so not beyond it
+    assert weights.negative.tolist() == [[0, 0, 0, 0, 1]]
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e6, 1e30])
@@ -125,15 +111,47 @@ def test_no_temperature_overflows(temperature):
 def test_an_infinite_temperature_in_the_limit_is_the_hardest_negative():
     distance = torch.tensor([[0.5, 0.7, 1.0]])
     negative = torch.ones(1, 3, dtype=torch.bool)
-    assert ranked_list(distance, ~negative, negative, negative_temperature=1e6).negative.tolist() == [[0.5, 0, 0]]
+    loss = RankedListLoss(negative_temperature=1e6)
+    assert loss.weights(distance, ~negative, negative).negative.tolist() == [[1, 0, 0]]
 
 
 def test_a_collapsed_batch_has_the_value_of_its_violations():
     x = torch.ones(6, 4, requires_grad=True)
     loss = RankedListLoss()(x, torch.tensor([0, 0, 0, 1, 1, 1]))
-    loss.backward()
     assert loss.item() == pytest.approx(0.5 * 1.2)  # not zero: every negative violates by all of alpha
-    assert torch.equal(x.grad, torch.zeros(6, 4))  # coincident pairs have no direction
+
+
+@pytest.mark.parametrize("temperature", [0.0, 10.0, 300.0])
+@pytest.mark.parametrize("gallery", ["fixed", "free"])
+def test_released_anchors_count_by_the_sum_of_their_weights(gallery, temperature):
+    """g_a = sum_b s_ab v_ab 0.5 w_ab / S+-_a (S+_a + S-_a) / S_tot, v_ab = (f_a - f_b) / d_ab: the code of 2020."""
+    x, labels = batch()
+    f = torch.nn.functional.normalize(x)
+    d = [[math.dist(a, b) for b in f.tolist()] for a in f.tolist()]
+    count, shift = len(x), 1.2 * temperature  # a common factor exp(-shift) leaves the weights' ratios alone
+    w = [[0.0] * count for _ in range(count)]
+    for a in range(count):
+        for b in range(count):
+            if a != b and labels[a] == labels[b] and d[a][b] > 0.8:
+                w[a][b] = math.exp(-shift)
+            elif labels[a] != labels[b] and d[a][b] < 1.2:
+                w[a][b] = math.exp(temperature * (1.2 - d[a][b]) - shift)
+    pulls = [sum(w[a][b] for b in range(count) if labels[a] == labels[b]) for a in range(count)]
+    pushes = [sum(w[a][b] for b in range(count) if labels[a] != labels[b]) for a in range(count)]
+    total = sum(pulls) + sum(pushes)
+    g = torch.zeros_like(f)
+    for a in range(count):
+        for b in range(count):
+            sign, side = (1, pulls[a]) if labels[a] == labels[b] else (-1, pushes[a])
+            if w[a][b] > 0:
+                step = 0.5 * sign * w[a][b] / side * (pulls[a] + pushes[a]) / total * (f[a] - f[b]) / d[a][b]
+                g[a] += step
+                g[b] -= step if gallery == "free" else 0
+    expected = (g - (g * f).sum(1, keepdim=True) * f) / x.norm(dim=1, keepdim=True)
+    x.requires_grad_()
+    loss = RankedListLoss(anchors="released", gallery=gallery, negative_temperature=temperature, block_rows=3)
+    loss(x, labels).backward()
+    assert torch.allclose(x.grad, expected, rtol=1e-7, atol=1e-12)
 
 
 def test_with_a_gallery_of_its_own_only_queries_move_unless_it_is_free():
@@ -156,6 +174,10 @@ def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="'fixed' or 'free', got 'open'"):
         RankedListLoss(gallery="open")
     x, labels = batch()
+    with pytest.raises(ValueError, match="'mean' or 'released', got 'median'"):
+        RankedListLoss(anchors="median")
+    with pytest.raises(ValueError, match="margin of RankedListLoss must be finite, got nan"):
+        RankedListLoss(margin=math.nan)
     with pytest.raises(ValueError, match="share, from 0 to 1, got 3"):
         RankedListLoss(balance=3)
     for half in ({"ref_emb": x.clone()}, {"ref_labels": labels}):

@@ -1,6 +1,4 @@
 """Losses: a direction times a weight. `LOSSES` is the list of all of them."""
 
-from metricweight.losses.named import RankedListLoss
-from metricweight.losses.table import LOSSES, Loss
-
-__all__ = ["LOSSES", "Loss", "RankedListLoss"]
+from metricweight.losses.table import *  # noqa: F403  (exactly the list that table.py ends with)
+from metricweight.losses.table import __all__ as __all__

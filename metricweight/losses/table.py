@@ -1,30 +1,87 @@
 """The one list of all losses. Settings, help, documentation and tests read it."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
-from metricweight.losses.named import RankedListLoss
+from metricweight.emphasis import functions as weighting
+from metricweight.losses.example import DerivativeLoss, GradientWeighting, derivative_loss
+from metricweight.losses.target import BootstrappingLoss, ConfidencePenaltyLoss, LabelSmoothingLoss, ProSelfLCLoss
+from metricweight.pair_weights.class_aware_attention import ClassAwareAttention
+from metricweight.pair_weights.instance_cross_entropy import InstanceCrossEntropyLoss
+from metricweight.pair_weights.online_soft_mining import OnlineSoftMiningLoss
+from metricweight.pair_weights.pair_loss import PairLoss
+from metricweight.pair_weights.ranked_list import RankedListLoss
+
+__all__ = [
+    "LOSSES",
+    "BootstrappingLoss",
+    "ClassAwareAttention",
+    "ConfidencePenaltyLoss",
+    "DerivativeLoss",
+    "GradientWeighting",
+    "InstanceCrossEntropyLoss",
+    "LabelSmoothingLoss",
+    "Loss",
+    "OnlineSoftMiningLoss",
+    "PairLoss",
+    "ProSelfLCLoss",
+    "RankedListLoss",
+    "derivative_loss",
+]
 
 
 @dataclass(frozen=True)
 class Loss:
     """One row.
 
-    name   what settings call it, as in `loss.name=ranked_list`
-    kind   what its weights are on: "example", "pair", or "target" where the direction is revised
-    build  what makes it; its arguments and their defaults are the settings beside the name
-    paper  arXiv number
+    name     what settings call it, as in `loss.name=ranked_list`
+    kind     what it weighs: "pair" of embeddings, "example" by its logits, or "target" where logits are pulled to
+             another target than the label
+    paper    arXiv number, or where it appeared
+    weights  its weights, or its target, in a line
+    make     what makes it, a loss or, for an example, its weighting; the arguments are the settings beside the name
     """
 
     name: str
-    kind: Literal["example", "pair", "target"]
-    build: Callable[..., nn.Module]
+    kind: Literal["pair", "example", "target"]
     paper: str
+    weights: str
+    make: Callable[..., Any]
+
+    def build(self, **arguments: Any) -> nn.Module:
+        """The loss: called with embeddings [B, D] (pair) or logits [B, C], and labels [B]."""
+        made: Any = self.make(**arguments)
+        return DerivativeLoss(made) if self.kind == "example" else made
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Its arguments, with what they are if nobody says."""
+        return {p.name: p.default for p in inspect.signature(self.make).parameters.values()}
 
 
-_ROWS = (Loss("ranked_list", "pair", RankedListLoss, paper="1903.03238"),)
-
-LOSSES: dict[str, Loss] = {row.name: row for row in _ROWS}
+LOSSES: dict[str, Loss] = {
+    row.name: row
+    for row in (
+        Loss("ranked_list", "pair", "1903.03238", "exp(T violation), share of its row", RankedListLoss),
+        Loss("online_soft_mining", "pair", "1811.01459", "exp(-d^2/sigma^2) d; (margin - d)^2", OnlineSoftMiningLoss),
+        Loss("instance_cross_entropy", "pair", "1911.09976", "scale (1 - p(i|a)); its share", InstanceCrossEntropyLoss),
+        Loss("cce", "example", "", "2 (1 - p)", weighting.CrossEntropy),
+        Loss("mae", "example", "1903.12141", "4 p (1 - p)", weighting.MeanAbsoluteError),
+        Loss("mse", "example", "1905.11233", "4 p (1 - p)^2", weighting.MeanSquaredError),
+        Loss("gce", "example", "1805.07836", "2 p^q (1 - p)", weighting.GeneralisedCrossEntropy),
+        Loss("sce", "example", "1908.06112", "2 (1 - p) (alpha - beta A p)", weighting.SymmetricCrossEntropy),
+        Loss("imae", "example", "1903.12141", "exp(T p (1 - p))", weighting.imae),
+        Loss("dm", "example", "1905.11233", "exp(beta p^l (1 - p)), l = mode/(1 - mode)", weighting.Emphasis),
+        Loss("normal", "example", "1905.11233", "exp(-beta p (p - 2 mode))", weighting.Normal),
+        Loss("exponential", "example", "1905.11233", "exp(beta (1 - p))", weighting.Exponential),
+        Loss("beta", "example", "1905.11233", "p^(a-1) (1 - p)^(eta-1)", weighting.Beta),
+        Loss("label_smoothing", "target", "1512.00567", "(1 - e) q + e/C", LabelSmoothingLoss),
+        Loss("confidence_penalty", "target", "1701.06548", "(1 - e) q - e p", ConfidencePenaltyLoss),
+        Loss("bootstrapping", "target", "1412.6596", "(1 - e) q + e p", BootstrappingLoss),
+        Loss("proselflc", "target", "2005.03788", "(1 - e) q + e p, e = g(t) l(p)", ProSelfLCLoss),
+    )
+}

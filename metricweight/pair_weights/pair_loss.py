@@ -1,0 +1,191 @@
+"""What all losses on pairs share: how they are called, and what is told of their weights."""
+
+import inspect
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from metricweight import streaming
+from metricweight.checks import InputError, check_embeddings
+from metricweight.pairs import IndicesTuple, PairWeights, listed
+from metricweight.similarity import at_least_float32, unit
+
+
+@dataclass(eq=False, repr=False)
+class PairLoss(nn.Module):
+    """A loss that is a function of distances or similarities between embeddings.
+
+    Called as `loss(embeddings [B, D], labels [B], indices_tuple=None, ref_emb=None, ref_labels=None)`, like a loss
+    of pytorch-metric-learning. Returns a scalar, in float32 at least, also under autocast.
+
+    embeddings     [B, D]  any length: they are scaled to unit length, unless the loss says otherwise
+    labels         [B]     integers of any size
+    indices_tuple          pairs (anchors, positives, anchors, negatives) or triplets (anchors, positives,
+                           negatives) of a miner: the only candidates. A pair counts once however often it is
+                           listed; a triplet is a positive and a negative pair
+    ref_emb        [G, D]  the gallery, with its ref_labels [G]. Without it, or when it is `embeddings` itself, the
+                           batch is its own gallery and nobody is paired with himself
+
+    An empty batch, or one without pairs, is zero with zero gradient. Only shapes and dtypes are looked at
+    (`InputError`), values are not: a NaN in is a NaN out. It compiles without a graph break and does not make a GPU
+    wait. Memory is [block_rows, G] a few times over (streaming.py).
+
+    A loss is a subclass at module level with the fields that it takes, these constants, and `terms`:
+
+    coordinate   what its weights are derivatives with respect to: "distance" (Euclidean, not squared) or
+                 "similarity" (inner product)
+    normalised   "row": the positives of a row share shares()[0], by their scores, its negatives shares()[1], and
+                 rows are averaged; "batch": the same over all pairs; "no": weights are complete, rows are averaged
+    symmetric    a pair has the same weight in both its rows
+    unit_length  embeddings are scaled to unit length
+    """
+
+    coordinate: ClassVar[Literal["distance", "similarity"]]
+    normalised: ClassVar[Literal["row", "batch", "no"]]
+    symmetric: ClassVar[bool] = False
+    unit_length: ClassVar[bool] = True
+    gallery = "free"  # no fields, unless a loss makes them so
+    anchors = "mean"
+
+    block_rows: int | None = field(default=None, kw_only=True)
+
+    def __new__(cls, *_: Any, **__: Any) -> "PairLoss":
+        self = super().__new__(cls)
+        nn.Module.__init__(self)  # before the fields are set, one of which may be a Module
+        return self
+
+    def __post_init__(self) -> None:
+        for name in self._names():
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name} of {type(self).__name__} must be finite, got {value}.")
+        if self.block_rows is not None and self.block_rows < 1:
+            raise InputError(f"block_rows is a number of rows, at least 1, got {self.block_rows}.")
+        self._key = streaming.key(self, self._names())  # here, as the compiler cannot follow how floats are written
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if "_key" in self.__dict__ and name in self._names():
+            self.__post_init__()
+
+    def terms(
+        self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
+    ) -> streaming.Terms:
+        """What the loss makes of a block; the arguments are those of `weights`."""
+        raise NotImplementedError
+
+    def shares(self, pairs: int) -> tuple[float, float]:
+        """What the positives and the negatives are multiplied by, when so many pairs are compared."""
+        return 1.0, 1.0
+
+    def items(self, embeddings: Tensor, labels: Tensor) -> Tensor | None:
+        """A number per item [B] that its pairs depend on, such as its attention."""
+        return None
+
+    def weights(
+        self,
+        x: Tensor,
+        positive: Tensor,
+        negative: Tensor,
+        query: Tensor | None = None,
+        gallery: Tensor | None = None,
+    ) -> PairWeights:
+        """The complete |dL/dx_ij| of each pair, before it is normalised: constants, [b, G] each.
+
+        x                   [b, G]  distances or similarities, as `coordinate` says
+        positive, negative  [b, G]  bool; a pair in neither is not used
+        query, gallery      [b], [G]  a number per item, where the loss knows one (the attention)
+
+        Up to a factor per row where the loss is normalised by row.
+        """
+        return self.terms(x.detach(), positive, negative, query, gallery).weights
+
+    def scores(
+        self,
+        x: Tensor,
+        positive: Tensor,
+        negative: Tensor,
+        query: Tensor | None = None,
+        gallery: Tensor | None = None,
+    ) -> PairWeights:
+        """The mining factor alone, how much each pair counts: `weights` without the slope of the potential."""
+        return self.terms(x.detach(), positive, negative, query, gallery).scores
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: IndicesTuple | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        if (ref_emb is None) != (ref_labels is None):
+            raise TypeError("ref_emb and ref_labels belong together; pass both or neither.")
+        if ref_emb is embeddings:
+            ref_emb = ref_labels = None
+        chosen = None
+        if indices_tuple is not None:
+            chosen = listed(indices_tuple, labels, labels if ref_labels is None else ref_labels)
+        return self.against(embeddings, labels, ref_emb, ref_labels, chosen, own=ref_emb is None)
+
+    def against(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+        chosen: Tensor | None,
+        own: bool,
+    ) -> Tensor:
+        """`forward` for whoever knows more of the gallery.
+
+        chosen  [B, G]  bool: the candidates; None: all pairs
+        own             the first B of the gallery are the batch, and nobody is paired with himself
+        """
+        query, gallery, labels, gallery_labels, items, gallery_items = self._compared(
+            embeddings, labels, ref_emb, ref_labels
+        )
+        moves_gallery = self.gallery == "free" and (gallery is None or gallery.requires_grad)
+        value: Tensor = streaming.pairs(
+            query, gallery, labels, gallery_labels, chosen, items, gallery_items, own, moves_gallery, self._key
+        )[0]
+        return value
+
+    def matrices(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> tuple[PairWeights, PairWeights]:
+        """`scores` and `weights` of all pairs of a batch, [B, G] each."""
+        own = ref_emb is None or ref_emb is embeddings
+        query, gallery, labels, gallery_labels, items, gallery_items = self._compared(
+            embeddings, labels, *((None, None) if own else (ref_emb, ref_labels))
+        )
+        if gallery is None or gallery_labels is None:
+            gallery, gallery_labels, gallery_items = query, labels, items
+        return streaming.dense(self, query, gallery, labels, gallery_labels, items, gallery_items, own)
+
+    def _compared(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """What is compared with what: embeddings, labels and items of the batch and of its gallery, if it has one."""
+        query, labels = self._space(embeddings, labels)
+        items = self.items(embeddings, labels)
+        if ref_emb is None or ref_labels is None:
+            return query, None, labels, None, items, None
+        gallery, ref_labels = self._space(ref_emb, ref_labels, "ref_emb, ref_labels")
+        if ref_emb.shape[1] != embeddings.shape[1]:
+            raise InputError(f"ref_emb must be [G, {embeddings.shape[1]}] to be compared, got {list(ref_emb.shape)}.")
+        return query, gallery.to(query), labels, ref_labels.to(query.device), items, self.items(ref_emb, ref_labels)
+
+    def _space(self, embeddings: Tensor, labels: Tensor, names: str = "embeddings, labels") -> tuple[Tensor, Tensor]:
+        check_embeddings(embeddings, labels, names=names)
+        scaled = unit(embeddings) if self.unit_length else at_least_float32(embeddings)
+        return scaled, labels.to(embeddings.device)
+
+    @classmethod
+    def _names(cls) -> tuple[str, ...]:
+        return tuple(inspect.signature(cls).parameters)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._names())})"

@@ -1,0 +1,408 @@
+"""Value and exact gradient of any loss on pairs, a block of rows at a time: no [B, G] matrix is kept.
+
+A loss says what it makes of a block (`Terms`); this file forms the block's distances or similarities, adds up what
+the loss says of them, and takes the derivative back to the embeddings while the block is still in the cache. It is
+one operator, `torch.ops.metricweight.pairs`, whose backward pass only multiplies.
+
+    d_ij = ||f_i - g_j||          dL/df_i = sum_j W_ij (f_i - g_j) / d_ij          W = dL/dd = w+ - w-
+    s_ij = f_i . g_j              dL/df_i = sum_j W_ij g_j                         W = dL/ds = w- - w+
+
+**Small distances.** d^2 = |f|^2 + |g|^2 - 2 f.g loses every digit when d is small, and so does the sum above. Both
+are formed about the gallery's mean, and pairs with d^2 below a hundredth of |f|^2 + |g|^2 (`_CLOSE`) are taken out
+and computed from f_i - g_j. On a GPU, which counting them would make wait, those are the 16 nearest of each row
+(`_NEAREST`), and any other distance below the rounding of the products is taken to be that rounding.
+
+**Coincident embeddings** have a distance, 0, but no direction. Where such a pair is of two classes it is moved along
+r(y_i) - r(y_j), r a fixed pseudo-random vector of each label: so a collapsed batch comes apart, the members of a
+class together, the same on every machine and in every order of the batch.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from metricweight.pairs import PairWeights
+
+_CLOSE = 1e-2
+_NEAREST = 16
+_ENTRIES = 2**20  # of a block
+_DIFFERENCES = 2**22  # numbers in a list of f_i - g_j
+
+
+class Terms(NamedTuple):
+    """What a loss makes of a block of rows.
+
+    scores     [b, G]  each: the mining factor alone, how much a pair counts
+    weights    [b, G]  each: the complete |dL/dd_ij| or |dL/ds_ij|, before it is normalised
+    value      [b]     each: sum over j of the potential that has these weights as its derivative
+    log_scale  [b]     each: logarithm of what the row's scores were divided by, so that nothing overflows
+    """
+
+    scores: PairWeights
+    weights: PairWeights
+    value: PairWeights
+    log_scale: PairWeights | None = None
+
+
+class Streamed(Protocol):
+    """What is asked of a loss."""
+
+    coordinate: ClassVar[Literal["distance", "similarity"]]
+    normalised: ClassVar[Literal["row", "batch", "no"]]
+    symmetric: ClassVar[bool]
+    block_rows: int | None
+
+    @property
+    def anchors(self) -> str: ...
+
+    def terms(
+        self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
+    ) -> Terms: ...
+
+    def shares(self, pairs: int) -> tuple[float, float]: ...
+
+
+@custom_op("metricweight::pairs", mutates_args=())
+def pairs(
+    query: Tensor,
+    gallery: Tensor | None,
+    labels: Tensor,
+    gallery_labels: Tensor | None,
+    chosen: Tensor | None,
+    query_items: Tensor | None,
+    gallery_items: Tensor | None,
+    own: bool,
+    moves_gallery: bool,
+    loss: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a batch against its gallery, and its gradients: [], [B, D] and [G, D].
+
+    query, gallery              [B, D], [G, D]  float32 or float64; gallery None: the batch itself
+    labels, gallery_labels      [B], [G]
+    chosen                      [B, G]  bool: the candidates; None: all pairs
+    query_items, gallery_items  [B], [G]  a number per item, such as the attention
+    own                         the first B of the gallery are the queries, and nobody is paired with himself
+    moves_gallery               the gallery gets a gradient too; where it is the batch, that is added to the batch's
+    loss                        what `key` made of a `Streamed`
+
+    Only the value is differentiated; the gradients come out because the backward pass needs them.
+    """
+    with _full_precision(query.device.type):
+        return _stream(
+            _loss(loss),
+            query,
+            query if gallery is None else gallery,
+            labels,
+            labels if gallery_labels is None else gallery_labels,
+            chosen,
+            query_items,
+            query_items if gallery is None else gallery_items,
+            own,
+            moves_gallery,
+        )
+
+
+@pairs.register_fake
+def _(
+    query: Tensor, gallery: Tensor | None, labels: Any, gallery_labels: Any, chosen: Any, query_items: Any,
+    gallery_items: Any, own: bool, moves_gallery: bool, loss: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    moved = gallery if gallery is not None and moves_gallery else query[:0]
+    return query.new_empty(()), torch.empty_like(query), torch.empty_like(moved)
+
+
+@torch.no_grad()
+def dense(
+    loss: Streamed,
+    query: Tensor,
+    gallery: Tensor,
+    labels: Tensor,
+    gallery_labels: Tensor,
+    query_items: Tensor | None,
+    gallery_items: Tensor | None,
+    own: bool,
+) -> tuple[PairWeights, PairWeights]:
+    """Scores and weights of all pairs, [B, G] each, as `pairs` uses them block by block: for miners."""
+    with _full_precision(query.device.type):
+        space = _SPACES[loss.coordinate](query, gallery, labels, gallery_labels)
+        blocks = _blocks(loss, space, labels, gallery_labels, None, query_items, gallery_items, own)
+        found = [(terms.scores, terms.weights) for _, _, terms in blocks]
+    empty = query.new_zeros(0, len(gallery))
+    scores, weights = (
+        PairWeights(*(torch.cat([empty, *(block[part][side] for block in found)]) for side in (0, 1)))
+        for part in (0, 1)
+    )
+    return scores, weights
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.moves_gallery = inputs[1] is not None and inputs[8]
+    ctx.save_for_backward(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 10
+    to_query, to_gallery = ctx.saved_tensors
+    return _scaled(to_query, grad), _scaled(to_gallery, grad) if ctx.moves_gallery else None, *(None,) * 8
+
+
+@custom_op("metricweight::scaled", mutates_args=())
+def _scaled(derivative: Tensor, factor: Tensor) -> Tensor:
+    """The backward pass of `pairs`: an operator of its own, so that a second derivative is refused and not wrong."""
+    return derivative * factor
+
+
+@_scaled.register_fake
+def _(derivative: Tensor, factor: Tensor) -> Tensor:
+    return torch.empty_like(derivative)
+
+
+def _no_second_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    raise RuntimeError(
+        "losses on pairs have no second derivative: their weights are constants, and the first derivative is formed "
+        "with the value. scale_gradient can be differentiated twice."
+    )
+
+
+_scaled.register_autograd(_no_second_derivative)
+pairs.register_autograd(_backward, setup_context=_save)
+
+
+def key(loss: object, names: tuple[str, ...]) -> str:
+    """A loss as text that `pairs` can read: where its class is, and those of its arguments that are plain values."""
+    plain = [(name, getattr(loss, name)) for name in names]
+    kept = [(name, value) for name, value in plain if isinstance(value, (int, float, str, type(None)))]
+    return f"{type(loss).__module__}:{type(loss).__qualname__}:{kept!r}"
+
+
+@lru_cache(maxsize=256)
+def _loss(text: str) -> Streamed:
+    module, name, arguments = text.split(":", 2)
+    found: Any = sys.modules.get(module) or import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found(**dict(ast.literal_eval(arguments)))  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    """Products are formed in the dtype of the embeddings: no autocast, no TF32."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _stream(
+    loss: Streamed,
+    query: Tensor,
+    gallery: Tensor,
+    labels: Tensor,
+    gallery_labels: Tensor,
+    chosen: Tensor | None,
+    query_items: Tensor | None,
+    gallery_items: Tensor | None,
+    own: bool,
+    moves_gallery: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    itself = gallery is query
+    value, to_query = query.new_zeros(()), torch.zeros_like(query)
+    to_gallery = torch.zeros_like(gallery if moves_gallery and not itself else query[:0])
+    if not len(query) or not len(gallery):
+        return value, to_query, to_gallery
+    twice = itself and moves_gallery and loss.symmetric and chosen is None  # W is its own transpose
+    shares = loss.shares(len(query) * (len(gallery) - own) // (1 + itself))
+    space = _SPACES[loss.coordinate](query, gallery, labels, gallery_labels)
+    sums = [_Sum(query, gallery, moves_gallery and not twice) for _ in range(1 + (loss.normalised == "batch"))]
+    for rows, x, terms in _blocks(loss, space, labels, gallery_labels, chosen, query_items, gallery_items, own):
+        if loss.normalised == "batch":
+            derivatives = _add_pairs(sums, terms)
+        else:
+            derivatives = [_add_rows(sums[0], terms, loss, shares)]
+        for total, w in zip(sums, derivatives, strict=True):
+            space.add_gradient(total, w, x, rows)
+    for share, total in zip(shares if loss.normalised == "batch" else (1.0,), sums, strict=True):
+        factor = share / torch.where(total.mass > 0, total.mass, 1)
+        value += factor * total.value
+        to_query += factor * (1 + twice) * total.to_query
+        if total.to_gallery is not None:
+            (to_query if itself else to_gallery).add_(factor * total.to_gallery)
+    return value, to_query, to_gallery
+
+
+def _blocks(
+    loss: Streamed,
+    space: "_Distances | _Similarities",
+    labels: Tensor,
+    gallery_labels: Tensor,
+    chosen: Tensor | None,
+    query_items: Tensor | None,
+    gallery_items: Tensor | None,
+    own: bool,
+) -> Iterator[tuple[slice, Tensor, Terms]]:
+    """The rows of each block, its distances or similarities, and what the loss makes of them."""
+    height = loss.block_rows or max(_ENTRIES // max(len(gallery_labels), 1), 16)
+    for rows in (slice(i, min(i + height, len(labels))) for i in range(0, len(labels), height)):
+        x = space.block(rows)
+        positive = labels[rows, None] == gallery_labels
+        negative = ~positive
+        if own:
+            positive.diagonal(rows.start).fill_(False)
+        if chosen is not None:
+            positive &= chosen[rows]
+            negative &= chosen[rows]
+        items = None if query_items is None else query_items[rows]
+        yield rows, x, loss.terms(x, positive, negative, items, gallery_items)
+
+
+class _Sum:
+    """What the blocks add up to: a value and its gradients, and the mass that they are divided by in the end."""
+
+    def __init__(self, query: Tensor, gallery: Tensor, moves_gallery: bool) -> None:
+        self.value, self.mass = query.new_zeros(()), query.new_zeros(())
+        self.log_unit = query.new_full((), -torch.inf)  # of everything here
+        self.to_query = torch.zeros_like(query)
+        self.to_gallery = torch.zeros_like(gallery) if moves_gallery else None
+
+    def in_its_unit(self, log_mass: Tensor) -> Tensor:
+        """Masses of rows [b] in a unit that none overflows; what has been summed so far is converted to it."""
+        lowest = torch.finfo(log_mass.dtype).min
+        unit = torch.maximum(self.log_unit, log_mass.amax()).clamp(min=lowest)
+        factor = (self.log_unit - unit).exp()
+        for part in (self.value, self.mass, self.to_query, self.to_gallery):
+            if part is not None:
+                part *= factor
+        self.log_unit = unit
+        return (log_mass - unit).exp()
+
+
+def _add_pairs(sums: list[_Sum], terms: Terms) -> list[Tensor]:
+    """Normalised over the batch: positives and negatives have a sum each."""
+    for total, value, scores in zip(sums, terms.value, terms.scores, strict=True):
+        total.value += value.sum()
+        total.mass += scores.sum()
+    return [terms.weights.positive, -terms.weights.negative]
+
+
+def _add_rows(total: _Sum, terms: Terms, loss: Streamed, shares: tuple[float, float]) -> Tensor:
+    """Normalised by row, or not at all; then a mean over the rows. Returns the derivative of each entry."""
+    (positive, negative), value = terms.weights, terms.value
+    anchor = torch.ones_like(value.positive)
+    if loss.normalised == "row":
+        masses = [scores.sum(1) for scores in terms.scores]
+        if loss.anchors == "released":
+            scales = terms.log_scale or (torch.zeros_like(masses[0]),) * 2
+            logs = [mass.log() + scale for mass, scale in zip(masses, scales, strict=True)]
+            anchor = total.in_its_unit(torch.logaddexp(*logs))
+        pull, push = (
+            anchor * share / torch.where(mass > 0, mass, 1) for mass, share in zip(masses, shares, strict=True)
+        )
+    else:
+        pull, push = (anchor * share for share in shares)
+    total.value += (pull * value.positive + push * value.negative).sum()
+    total.mass += anchor.sum()
+    return (positive * pull[:, None]).addcmul_(negative, push[:, None], value=-1)
+
+
+class _Similarities:
+    """s_ij = f_i . g_j"""
+
+    def __init__(self, query: Tensor, gallery: Tensor, labels: Tensor, gallery_labels: Tensor) -> None:
+        self.query, self.gallery = query, gallery
+
+    def block(self, rows: slice) -> Tensor:
+        return self.query[rows] @ self.gallery.T
+
+    def add_gradient(self, total: _Sum, w: Tensor, similarity: Tensor, rows: slice) -> None:
+        total.to_query[rows].addmm_(w, self.gallery, alpha=-1)
+        if total.to_gallery is not None:
+            total.to_gallery.addmm_(w.T, self.query[rows], alpha=-1)
+
+
+class _Distances:
+    """d_ij = ||f_i - g_j||, about the gallery's mean, small ones from the differences."""
+
+    def __init__(self, query: Tensor, gallery: Tensor, labels: Tensor, gallery_labels: Tensor) -> None:
+        self.exact = query, gallery
+        self.labels = labels, gallery_labels
+        centre = gallery.mean(0)
+        self.query = query - centre
+        self.gallery = self.query if gallery is query else gallery - centre
+        self.square = self.query.square().sum(1), self.gallery.square().sum(1)
+        self.close: tuple[Tensor, Tensor]  # rows and columns of the block's close pairs
+
+    def block(self, rows: slice) -> Tensor:
+        sizes = self.square[0][rows, None] + self.square[1]
+        squared = torch.addmm(sizes, self.query[rows], self.gallery.T, alpha=-2)
+        if _may_count(squared):
+            self.close = (squared <= sizes.mul_(_CLOSE)).nonzero(as_tuple=True)  # type: ignore[assignment]
+        else:
+            columns = squared.topk(min(_NEAREST, squared.shape[1]), largest=False).indices
+            self.close = (
+                torch.arange(len(columns), device=columns.device).repeat_interleave(columns.shape[1]),
+                columns.flatten(),
+            )
+            squared = torch.maximum(squared, sizes.mul_(torch.finfo(sizes.dtype).eps))
+        for at, difference in self._differences(rows):
+            squared[at] = difference.square().sum(1)
+        return squared.sqrt_()
+
+    def add_gradient(self, total: _Sum, w: Tensor, distance: Tensor, rows: slice) -> None:
+        coefficient = w / distance
+        coefficient[self.close] = 0
+        query = self.query[rows]
+        total.to_query[rows].add_(coefficient.sum(1, keepdim=True) * query).addmm_(coefficient, self.gallery, alpha=-1)
+        if total.to_gallery is not None:
+            total.to_gallery.add_(coefficient.sum(0)[:, None] * self.gallery).addmm_(coefficient.T, query, alpha=-1)
+        for at, difference in self._differences(rows):
+            pull = w[at][:, None] * self._directions(at, difference, rows)
+            total.to_query[rows].index_add_(0, at[0], pull)
+            if total.to_gallery is not None:
+                total.to_gallery.index_add_(0, at[1], pull, alpha=-1)
+
+    def _differences(self, rows: slice) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+        """The block's close pairs with their f_i - g_j, some at a time."""
+        query, gallery = self.exact
+        row, column = self.close
+        height = max(_DIFFERENCES // query.shape[1], 1)
+        for i in range(0, len(row), height):
+            at = row[i : i + height], column[i : i + height]
+            yield at, query[rows][at[0]] - gallery[at[1]]
+
+    def _directions(self, at: tuple[Tensor, Tensor], difference: Tensor, rows: slice) -> Tensor:
+        """Unit vectors (f_i - g_j) / d_ij; where d_ij = 0, those in which two classes come apart."""
+        labels, gallery_labels = self.labels[0][rows][at[0]], self.labels[1][at[1]]
+        length = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
+        if _may_count(length) and not ((length[:, 0] == 0) & (labels != gallery_labels)).any():
+            return difference / torch.where(length > 0, length, 1)
+        apart = _outward(labels, difference) - _outward(gallery_labels, difference)
+        return torch.nn.functional.normalize(torch.where(length > 0, difference / length, apart), dim=1)
+
+
+_SPACES: dict[str, type[_Distances] | type[_Similarities]] = {"distance": _Distances, "similarity": _Similarities}
+
+
+def _may_count(x: Tensor) -> bool:
+    """Whether the number of close pairs can be known without waiting for it."""
+    return x.is_cpu
+
+
+def _outward(labels: Tensor, like: Tensor) -> Tensor:
+    """r(y): a fixed vector per label, [P, D], its entries from -1 to 1 and unrelated between labels and places."""
+    mixed = labels.long()[:, None] * -7046029254386353131 + torch.arange(1, like.shape[1] + 1, device=labels.device)
+    for multiplier in (-4658895280553007687, -7723592293110705685):
+        mixed = (mixed ^ (mixed >> 30)) * multiplier
+    return ((mixed >> 40) & 0xFFFFFF).to(like.dtype) / 2**23 - 1

@@ -1,0 +1,178 @@
+"""The one operator that all losses on pairs are computed by: small distances, coincident pairs, blocks, edges."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import metricweight as mw
+from metricweight import streaming
+from metricweight.losses import ContrastiveLoss, InstanceCrossEntropyLoss, OnlineSoftMiningLoss, RankedListLoss
+from metricweight.similarity import unit
+
+
+@pytest.fixture(params=["counted", "nearest"])
+def close_pairs(request, monkeypatch):
+    """Both ways to find close pairs: as on a CPU, and as on a GPU, which must not be made to wait for their number."""
+    if request.param == "nearest":
+        monkeypatch.setattr(streaming, "_may_count", lambda x: False)
+
+
+def near_pairs(gap, size=32):
+    """Unit vectors in float32, of which each second one is `gap` away from the one before."""
+    generator = torch.Generator().manual_seed(0)
+    base = F.normalize(torch.randn(12, size, generator=generator))
+    step = F.normalize(torch.randn(12, size, generator=generator))
+    x = torch.stack([base, F.normalize(base + gap * step)], 1).flatten(0, 1)
+    return x, torch.arange(24) % 2 + 2 * (torch.arange(24) // 8)  # the near ones are negatives of each other
+
+
+def exactly(x, labels):
+    """RLL with free gallery by autograd of the written formula in float64, weights constant."""
+    f = unit(x).double().requires_grad_()  # rounded as the loss rounds it
+    d = (f[:, None] - f[None]).square().sum(2).add(torch.eye(len(f))).sqrt()  # the diagonal is not used
+    own = torch.eye(len(f), dtype=torch.bool)
+    same = (labels[:, None] == labels) & ~own
+    pull, push = (d - 0.8).relu() * same, (1.2 - d).relu() * ~(same | own)
+    equal = (pull > 0).double()
+    w = (10 * push).exp() * (push > 0)
+    loss = (
+        0.5
+        * sum(
+            ((weight / weight.sum(1, keepdim=True).clamp(min=1e-30)).detach() * h).sum()
+            for weight, h in ((equal, pull), (w, push))
+        )
+        / len(f)
+    )
+    (g,) = torch.autograd.grad(loss, f)
+    return loss.item(), (g - (g * f).sum(1, keepdim=True) * f).detach()
+
+
+@pytest.mark.parametrize("gap", [1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1])
+def test_small_distances_keep_their_digits_and_their_directions(gap, close_pairs):
+    x, labels = near_pairs(gap)
+    value, gradient = exactly(x, labels)
+    x.requires_grad_()
+    loss = RankedListLoss(gallery="free")(x, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(value, rel=1e-6)
+    assert torch.allclose(x.grad.double(), gradient, rtol=0, atol=1e-6 * gradient.abs().max().item())
+
+
+def test_a_nearly_collapsed_batch_keeps_its_digits(close_pairs):
+    generator = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.ones(1, 16) + 1e-3 * torch.randn(20, 16, generator=generator))
+    labels = torch.arange(20) % 5
+    value, gradient = exactly(x, labels)
+    x.requires_grad_()
+    loss = RankedListLoss(gallery="free")(x, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(value, rel=1e-6)
+    assert torch.allclose(x.grad.double(), gradient, rtol=0, atol=1e-5 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "loss", [RankedListLoss(), RankedListLoss(gallery="free"), OnlineSoftMiningLoss(), ContrastiveLoss()], ids=repr
+)
+def test_a_collapsed_batch_comes_apart_by_class(loss, dtype, close_pairs):
+    x, labels = torch.ones(12, 8, dtype=dtype), torch.arange(12) % 4
+    for _ in range(5):
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(x, labels), x)
+        x = x.detach() - 0.5 * gradient
+    f = F.normalize(x)
+    distance = torch.cdist(f, f)
+    same = labels[:, None] == labels
+    assert distance[same].max() < 1e-3 < 0.01 < distance[~same].min()
+
+
+def test_which_way_a_class_goes_depends_on_its_label_alone():
+    x, labels = torch.ones(6, 5), torch.tensor([3, 3, 2**40, 2**40, -1, -1])
+    order = torch.tensor([4, 0, 2, 1, 5, 3])
+
+    def gradient(labels):
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(RankedListLoss()(leaf, labels), leaf)[0]
+
+    assert torch.allclose(gradient(labels[order]), gradient(labels)[order])
+
+
+@pytest.mark.parametrize(
+    "loss", [RankedListLoss(gallery="free"), RankedListLoss(gallery="free", anchors="released"),
+             OnlineSoftMiningLoss(), InstanceCrossEntropyLoss()], ids=repr
+)  # fmt: skip
+@pytest.mark.parametrize("gallery", [None, 9])
+def test_the_number_of_rows_in_a_block_does_not_matter(loss, gallery):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    reference = {}
+    if gallery:
+        ref = torch.randn(gallery, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+        reference = {"ref_emb": ref, "ref_labels": torch.arange(gallery) % 4}
+    found = []
+    for rows in (None, 1, 3, 100):
+        loss.block_rows = rows
+        value = loss(x, torch.arange(20) % 4, **reference)
+        leaves = (x, reference["ref_emb"]) if gallery else (x,)
+        found.append((value, *torch.autograd.grad(value, leaves)))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert torch.allclose(a, b, rtol=1e-12, atol=1e-16)
+
+
+def test_no_matrix_of_all_pairs_is_kept():
+    x = torch.randn(3000, 8, requires_grad=True)
+    loss = RankedListLoss()(x, torch.arange(3000) // 4)
+    kept = 0
+    node, nodes = loss.grad_fn, []
+    while node is not None:
+        nodes.append(node)
+        node = next((n for n, _ in node.next_functions if n is not None), None)
+    for node in nodes:
+        kept += sum(t.numel() for t in getattr(node, "saved_tensors", ()))
+    assert kept <= 10 * x.numel()
+
+
+def test_a_second_derivative_is_refused_and_that_of_scale_gradient_is_not():
+    x = torch.randn(8, 4, requires_grad=True)
+    loss = RankedListLoss()(mw.scale_gradient(x, torch.rand(8, 1)), torch.arange(8) % 2)
+    (first,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="losses on pairs have no second derivative"):
+        first.square().sum().backward()
+    y = torch.randn(8, 4, requires_grad=True)
+    (first,) = torch.autograd.grad(mw.scale_gradient(y, torch.full((8, 1), 2.0)).pow(3).sum(), y, create_graph=True)
+    first.sum().backward()
+    assert torch.allclose(y.grad, 2 * 2 * 6 * y)
+
+
+def test_products_are_formed_in_full_precision_whatever_the_program_allows():
+    x, labels = torch.randn(40, 64), torch.arange(40) % 8
+    exact = RankedListLoss()(x, labels)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(RankedListLoss()(x, labels), exact)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_compiled_loss_follows_a_changed_setting():
+    x, labels = torch.randn(12, 4), torch.arange(12) % 3
+    loss = RankedListLoss()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for margin in (0.4, 0.3, 0.2):
+        loss.margin = margin
+        assert torch.equal(compiled(x, labels), RankedListLoss(margin=margin)(x, labels))
+    with pytest.raises(ValueError, match="finite"):
+        loss.margin = float("inf")
+
+
+def test_a_loss_of_ones_own_needs_its_terms_only():
+    loss = Nearest()
+    x = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.grad(loss(x, torch.arange(9) % 3), x)[0].abs().sum() > 0
+
+
+class Nearest(RankedListLoss):
+    """At module level, as `streaming.pairs` finds it by name."""
