@@ -1,0 +1,95 @@
+"""A miner from the weights of any loss on pairs."""
+
+import inspect
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metricweight.pair_weights.class_aware_attention import ClassAwareAttention
+from metricweight.pair_weights.instance_cross_entropy import InstanceCrossEntropyLoss
+from metricweight.pair_weights.online_soft_mining import OnlineSoftMiningLoss
+from metricweight.pair_weights.pair_loss import PairLoss
+from metricweight.pair_weights.ranked_list import RankedListLoss
+from metricweight.pairs import PairWeights
+
+
+class PairMiner(nn.Module):
+    """Mines as a loss weighs.
+
+    Called as `miner(embeddings [B, D], labels [B], ref_emb=None, ref_labels=None)` it returns the pairs whose score
+    is not zero as (anchors, positives, anchors, negatives), which losses take as `indices_tuple`. How much each
+    counts is in `scores` and `weights`. Everything is a constant; an empty batch has no pairs.
+    """
+
+    def __init__(self, loss: PairLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    @torch.no_grad()
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scores = self.scores(embeddings, labels, ref_emb, ref_labels)
+        return *scores.positive.nonzero(as_tuple=True), *scores.negative.nonzero(as_tuple=True)  # type: ignore[return-value]
+
+    def scores(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> PairWeights:
+        """How much each pair counts, [B, G] each: the mining factor alone. `mw.pml.attach(loss, pair=miner)` puts
+        it into a loss of pytorch-metric-learning."""
+        return self.loss.matrices(embeddings, labels, ref_emb, ref_labels)[0]
+
+    def weights(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> PairWeights:
+        """The complete |dL/dd_ij| or |dL/ds_ij| of the method's own loss, [B, G] each, before it is normalised."""
+        return self.loss.matrices(embeddings, labels, ref_emb, ref_labels)[1]
+
+    def __repr__(self) -> str:
+        if type(self) is PairMiner:
+            return f"PairMiner({self.loss!r})"
+        names = inspect.signature(type(self)).parameters
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self.loss, name)!r}' for name in names)})"
+
+
+class RankedListMiner(PairMiner):
+    """The pairs that break a query's ranking, scored exp(temperature x violation), 1 at the row's worst.
+
+    Arguments and source: `losses.RankedListLoss`.
+    """
+
+    def __init__(
+        self,
+        margin: float = 0.4,
+        alpha: float | None = None,
+        positive_temperature: float = 0.0,
+        negative_temperature: float = 10.0,
+    ) -> None:
+        super().__init__(RankedListLoss(margin, alpha, positive_temperature, negative_temperature))
+
+
+class OnlineSoftMiner(PairMiner):
+    """All positives, scored exp(-d^2 / sigma^2) a_ij, and the negatives nearer than margin, (margin - d) a_ij.
+
+    Arguments and source: `losses.OnlineSoftMiningLoss`.
+    """
+
+    def __init__(
+        self,
+        margin: float = 1.2,
+        sigma: float = 0.8,
+        attention: ClassAwareAttention | Tensor | None = None,
+        form: Literal["poster", "released"] = "poster",
+    ) -> None:
+        super().__init__(OnlineSoftMiningLoss(margin, sigma, attention=attention, form=form))
+
+
+class InstanceMiner(PairMiner):
+    """All pairs, scored by their relative weights: 1 - p(i|a) for positives, sum_i p(n|a, i) for negatives.
+
+    Arguments and source: `losses.InstanceCrossEntropyLoss`.
+    """
+
+    def __init__(self, scale: float = 16.0) -> None:
+        super().__init__(InstanceCrossEntropyLoss(scale))
