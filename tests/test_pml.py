@@ -1,11 +1,21 @@
 """Beside pytorch-metric-learning: the same calls, and where the numbers agree and where they differ on purpose."""
 
+import copy
+import pickle
+
 import pytest
 import torch
+from pytorch_metric_learning import distances, losses, reducers, regularizers
 from pytorch_metric_learning.losses import RankedListLoss as PmlRankedListLoss
-from pytorch_metric_learning.miners import PairMarginMiner, TripletMarginMiner
+from pytorch_metric_learning.miners import BaseMiner, PairMarginMiner, TripletMarginMiner
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
+from torch import nn
 
+from metricweight import pml
+from metricweight.checks import InputError
 from metricweight.losses import LOSSES, RankedListLoss
+from metricweight.miners import InstanceMiner, OnlineSoftMiner, RankedListMiner
+from metricweight.pairs import PairWeights, from_labels
 
 
 def batch():
@@ -44,3 +54,170 @@ def test_takes_what_pmls_miners_return(row, miner):
     loss = row.build()
     assert loss(x, labels, mined).isfinite()
     assert loss(x, labels, mined) != loss(x, labels)
+
+
+class OnSimilarities(nn.Module):
+    """The least that a loss of metricweight on similarities is: its value, in float64."""
+
+    coordinate = "similarity"
+
+    def forward(self, embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None):
+        f = nn.functional.normalize(embeddings)
+        g = f if ref_emb is None else nn.functional.normalize(ref_emb)
+        pairs = from_labels(labels, ref_labels)
+        return (f @ g.T * (pairs.negative.to(f.dtype) - pairs.positive.to(f.dtype))).sum() / max(len(f), 1)
+
+
+class OnDistances(OnSimilarities):
+    coordinate = "distance"
+
+
+class SoftMiner:
+    """The least that a miner of metricweight is."""
+
+    def __call__(self, embeddings, labels, ref_emb=None, ref_labels=None):
+        assert not torch.is_grad_enabled()
+        positive, negative = self.scores(embeddings, labels, ref_emb, ref_labels)
+        return (*positive.nonzero(as_tuple=True), *negative.nonzero(as_tuple=True))
+
+    def scores(self, embeddings, labels, ref_emb=None, ref_labels=None):
+        pairs = from_labels(labels, ref_labels)
+        near = torch.cdist(embeddings, embeddings if ref_emb is None else ref_emb).neg().exp()
+        return PairWeights(near * pairs.positive, near * (near > 0.05) * pairs.negative)
+
+
+def test_our_loss_as_one_of_pmls_has_the_same_value_and_gradient():
+    x, labels = batch()
+    y, gallery_labels = torch.randn(10, 6, dtype=torch.float64), torch.arange(10) % 8
+    mined = PairMarginMiner(pos_margin=0.5, neg_margin=1.0)(x, labels)
+    for ours in (OnSimilarities(), *(row.build() for row in LOSSES.values() if row.kind == "pair")):
+        theirs = pml.loss(ours)
+        assert isinstance(theirs, losses.BaseMetricLossFunction)
+        for more in ({}, {"indices_tuple": mined}, {"ref_emb": y, "ref_labels": gallery_labels}):
+            a, b = (value_and_gradient(lambda x, y, f=f: f(x, y, **more), x, labels) for f in (ours, theirs))  # noqa: B023
+            assert torch.equal(a[0], b[0])
+            assert torch.equal(a[1], b[1])
+        itself = theirs(x, labels, ref_emb=x, ref_labels=labels)
+        assert torch.equal(itself, ours(x, labels))
+
+
+def test_our_loss_goes_into_what_pml_puts_round_a_loss():
+    x, labels = batch()
+    ours, nca = RankedListLoss(), losses.NTXentLoss()
+    theirs = pml.loss(ours)
+    both = losses.MultipleLosses([theirs, nca], weights=[2, 1])
+    assert torch.allclose(both(x, labels), 2 * ours(x, labels) + nca(x, labels))
+    with pytest.warns(UserWarning, match="non-distributed"):
+        assert torch.equal(DistributedLossWrapper(theirs)(x, labels), ours(x, labels))
+    doubled, twice = torch.cat([x, -x]), torch.arange(32).repeat(2)
+    assert torch.equal(pml.SelfSupervisedLoss(theirs)(x, -x), ours(doubled, twice))
+    assert pml.SelfSupervisedLoss(losses.NTXentLoss())(x, -x).isfinite()
+    with pytest.raises(Exception, match="not supported for MetricWeightLoss"):  # its list holds its own names
+        losses.CrossBatchMemory(theirs, 6)
+    for copied in (copy.deepcopy(theirs), pickle.loads(pickle.dumps(theirs))):
+        assert torch.equal(copied(x, labels), theirs(x, labels))
+
+
+def test_a_regulariser_of_pml_is_added_with_its_weight():
+    x, labels = batch()
+    regulariser = regularizers.LpRegularizer()
+    theirs = pml.loss(RankedListLoss(), embedding_regularizer=regulariser, embedding_reg_weight=0.3)
+    assert torch.allclose(theirs(x, labels), RankedListLoss()(x, labels) + 0.3 * regulariser(x))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_batch_without_pairs_is_zero_with_zero_gradient(count):
+    x = torch.randn(count, 4, requires_grad=True)
+    loss = pml.loss(RankedListLoss())(x, torch.arange(count))
+    loss.backward()
+    assert loss == 0
+    assert not x.grad.any()
+
+
+def test_a_distance_is_taken_only_where_it_is_the_losss_own():
+    for ours, right, wrong in [
+        (OnDistances(), [distances.LpDistance(p=2, power=1)],
+         [distances.LpDistance(power=2), distances.LpDistance(p=1), distances.LpDistance(normalize_embeddings=False),
+          distances.CosineSimilarity(), distances.SNRDistance()]),
+        (OnSimilarities(), [distances.CosineSimilarity(), distances.DotProductSimilarity()],
+         [distances.LpDistance(), distances.DotProductSimilarity(normalize_embeddings=False),
+          distances.CosineSimilarity(power=2)]),
+    ]:  # fmt: skip
+        assert isinstance(pml.loss(ours).distance, type(right[0]))
+        for distance in right:
+            assert pml.loss(ours, distance=distance).distance is distance
+        for distance in wrong:
+            with pytest.raises(InputError, match=f"{type(ours).__name__} computes its own {ours.coordinate}"):
+                pml.loss(ours, distance=distance)
+
+
+def test_a_reducer_is_taken_only_where_it_has_something_to_do():
+    x, labels = batch()
+    unreduced = pml.loss(RankedListLoss(), reducer=reducers.DoNothingReducer())(x, labels)
+    assert torch.equal(unreduced["loss"]["losses"], RankedListLoss()(x, labels))
+
+    class Halved(reducers.MeanReducer):
+        def already_reduced_reduction(self, losses, *_):
+            return losses / 2
+
+    assert torch.equal(pml.loss(RankedListLoss(), reducer=Halved())(x, labels), RankedListLoss()(x, labels) / 2)
+    for reducer in (reducers.MeanReducer(), reducers.AvgNonZeroReducer(), reducers.MultipleReducers({}), "mean"):
+        with pytest.raises(InputError, match=r"which \w+ would pass on as it is"):
+            pml.loss(RankedListLoss(), reducer=reducer)
+
+
+def test_what_is_no_loss_or_miner_of_ours_is_refused():
+    with pytest.raises(InputError, match="NTXentLoss is a loss of pytorch-metric-learning already"):
+        pml.loss(losses.NTXentLoss())
+    with pytest.raises(InputError, match="metricweight's losses on pairs of embeddings, got MSELoss"):
+        pml.loss(nn.MSELoss())
+    for other in (PairMarginMiner(), nn.MSELoss()):
+        with pytest.raises(InputError, match=f"one of metricweight's miners, got {type(other).__name__}"):
+            pml.miner(other)
+    with pytest.raises(InputError, match="OnDistances needs labels"):
+        pml.loss(OnDistances())(batch()[0])
+
+
+def test_example_weights_reach_our_loss_and_pair_weights_say_that_they_do_not():
+    x, labels = batch()
+    w = torch.rand(32, dtype=torch.float64)
+    ours = pml.loss(RankedListLoss())
+    plain = value_and_gradient(ours, x, labels)[1]
+    with pml.attach(ours, example=w):
+        assert torch.allclose(value_and_gradient(ours, x, labels)[1], w[:, None] * plain, rtol=1e-13)
+    for what in ("pair", "element"):
+        with pml.attach(ours, **{what: w}), pytest.raises(InputError, match=r"MetricWeightLoss.*; example= reaches it"):
+            ours(x, labels)
+
+
+def test_our_miner_as_one_of_pmls_returns_its_hard_support():
+    x, labels = batch()
+    miner, y, gallery_labels = pml.miner(SoftMiner()), torch.randn(10, 6, dtype=torch.float64), torch.arange(10) % 8
+    assert isinstance(miner, BaseMiner)
+    mined = miner(x, labels)
+    assert type(mined) is tuple
+    assert all(part.dtype == torch.long for part in mined)
+    a1, p, a2, n = mined
+    assert (labels[a1] == labels[p]).all()
+    assert (labels[a2] != labels[n]).all()
+    assert (a1 != p).all()
+    assert 0 < len(a2) < 32 * 28
+    assert all(torch.equal(a, b) for a, b in zip(miner(x, labels, x, labels), mined, strict=True))
+    assert (
+        labels[miner(x, labels, y, gallery_labels)[0]] == gallery_labels[miner(x, labels, y, gallery_labels)[1]]
+    ).all()
+    assert all(part.shape == (0,) for part in miner(x[:0], labels[:0]))
+    DistributedMinerWrapper(miner)
+    loss = losses.MultipleLosses([losses.ContrastiveLoss()], miners=[miner])
+    assert torch.equal(loss(x, labels), losses.ContrastiveLoss()(x, labels, mined))
+
+
+@pytest.mark.parametrize("kind", [SoftMiner, InstanceMiner, OnlineSoftMiner, RankedListMiner])
+def test_the_soft_side_of_our_miner_reaches_pmls_loss_through_attach(kind):
+    x, labels = batch()
+    miner, loss = kind(), losses.ContrastiveLoss()
+    with pml.attach(loss, pair=sum(miner.scores(x.detach(), labels))):
+        expected = value_and_gradient(loss, x, labels)[1]
+    for one in (miner, pml.miner(miner)):
+        with pml.attach(loss, pair=one):
+            assert torch.equal(value_and_gradient(loss, x, labels)[1], expected)
