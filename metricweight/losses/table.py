@@ -10,26 +10,38 @@ from torch import nn
 from metricweight.emphasis import functions as weighting
 from metricweight.losses.example import DerivativeLoss, GradientWeighting, derivative_loss
 from metricweight.losses.target import BootstrappingLoss, ConfidencePenaltyLoss, LabelSmoothingLoss, ProSelfLCLoss
+from metricweight.pair_weights.binomial_deviance import BinomialDevianceLoss
 from metricweight.pair_weights.class_aware_attention import ClassAwareAttention
+from metricweight.pair_weights.contrastive import ContrastiveLoss
+from metricweight.pair_weights.general_robust import GeneralRobustLoss
 from metricweight.pair_weights.instance_cross_entropy import InstanceCrossEntropyLoss
+from metricweight.pair_weights.lifted_structure import LiftedStructureLoss
+from metricweight.pair_weights.n_pair import NPairLoss
 from metricweight.pair_weights.online_soft_mining import OnlineSoftMiningLoss
 from metricweight.pair_weights.pair_loss import PairLoss
 from metricweight.pair_weights.ranked_list import RankedListLoss
+from metricweight.pair_weights.triplet import TripletLoss
 
 __all__ = [
     "LOSSES",
+    "BinomialDevianceLoss",
     "BootstrappingLoss",
     "ClassAwareAttention",
     "ConfidencePenaltyLoss",
+    "ContrastiveLoss",
     "DerivativeLoss",
+    "GeneralRobustLoss",
     "GradientWeighting",
     "InstanceCrossEntropyLoss",
     "LabelSmoothingLoss",
+    "LiftedStructureLoss",
     "Loss",
+    "NPairLoss",
     "OnlineSoftMiningLoss",
     "PairLoss",
     "ProSelfLCLoss",
     "RankedListLoss",
+    "TripletLoss",
     "derivative_loss",
 ]
 
@@ -69,6 +81,12 @@ LOSSES: dict[str, Loss] = {
         Loss("ranked_list", "pair", "1903.03238", "exp(T violation), share of its row", RankedListLoss),
         Loss("online_soft_mining", "pair", "1811.01459", "exp(-d^2/sigma^2) d; (margin - d)^2", OnlineSoftMiningLoss),
         Loss("instance_cross_entropy", "pair", "1911.09976", "scale (1 - p(i|a)); its share", InstanceCrossEntropyLoss),
+        Loss("contrastive", "pair", "CVPR 2006", "the violation d or margin - d", ContrastiveLoss),
+        Loss("triplet", "pair", "1703.07737", "1, farthest positive and nearest negative", TripletLoss),
+        Loss("lifted_structure", "pair", "1511.06452", "softmax d; softmax -d", LiftedStructureLoss),
+        Loss("n_pair", "pair", "NIPS 2016", "1 - p(i|a); its share", NPairLoss),
+        Loss("binomial_deviance", "pair", "1407.4979", "sigmoid of how wrong s is", BinomialDevianceLoss),
+        Loss("general_robust", "pair", "1701.03077", "influence of the violation h", GeneralRobustLoss),
         Loss("cce", "example", "", "2 (1 - p)", weighting.CrossEntropy),
         Loss("mae", "example", "1903.12141", "4 p (1 - p)", weighting.MeanAbsoluteError),
         Loss("mse", "example", "1905.11233", "4 p (1 - p)^2", weighting.MeanSquaredError),
