@@ -16,6 +16,7 @@ from metricweight.pair_weights.contrastive import ContrastiveLoss
 from metricweight.pair_weights.general_robust import GeneralRobustLoss
 from metricweight.pair_weights.instance_cross_entropy import InstanceCrossEntropyLoss
 from metricweight.pair_weights.lifted_structure import LiftedStructureLoss
+from metricweight.pair_weights.multi_similarity import MultiSimilarityLoss
 from metricweight.pair_weights.n_pair import NPairLoss
 from metricweight.pair_weights.online_soft_mining import OnlineSoftMiningLoss
 from metricweight.pair_weights.pair_loss import PairLoss
@@ -36,6 +37,7 @@ __all__ = [
     "LabelSmoothingLoss",
     "LiftedStructureLoss",
     "Loss",
+    "MultiSimilarityLoss",
     "NPairLoss",
     "OnlineSoftMiningLoss",
     "PairLoss",
@@ -81,6 +83,7 @@ LOSSES: dict[str, Loss] = {
         Loss("ranked_list", "pair", "1903.03238", "exp(T violation), share of its row", RankedListLoss),
         Loss("online_soft_mining", "pair", "1811.01459", "exp(-d^2/sigma^2) d; (margin - d)^2", OnlineSoftMiningLoss),
         Loss("instance_cross_entropy", "pair", "1911.09976", "scale (1 - p(i|a)); its share", InstanceCrossEntropyLoss),
+        Loss("multi_similarity", "pair", "1904.06627", "exp(-a s), exp(b s): share of 1 + row", MultiSimilarityLoss),
         Loss("contrastive", "pair", "CVPR 2006", "the violation d or margin - d", ContrastiveLoss),
         Loss("triplet", "pair", "1703.07737", "1, farthest positive and nearest negative", TripletLoss),
         Loss("lifted_structure", "pair", "1511.06452", "softmax d; softmax -d", LiftedStructureLoss),
