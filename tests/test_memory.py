@@ -109,7 +109,9 @@ def test_it_compiles_without_a_graph_break_and_without_a_new_graph_per_step(loss
     with torch._dynamo.config.patch(error_on_recompile=True):
         for step in range(5):
             x, labels = batch(step)
-            assert torch.allclose(compiled(x, labels), eager(x, labels))
+            value, expected = compiled(x, labels), eager(x, labels)
+            assert torch.allclose(value, expected)
+            assert torch.allclose(gradient(value, x), gradient(expected, x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -13,7 +13,7 @@ from torch import nn
 
 from metricweight import pml
 from metricweight.checks import InputError
-from metricweight.losses import LOSSES, RankedListLoss
+from metricweight.losses import LOSSES, InstanceCrossEntropyLoss, RankedListLoss
 from metricweight.miners import InstanceMiner, OnlineSoftMiner, RankedListMiner
 from metricweight.pairs import PairWeights, from_labels
 
@@ -36,12 +36,54 @@ def test_without_temperature_a_free_gallery_is_pmls_ranked_list_loss():
         assert torch.allclose(a, b, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_without_pmls_1e_5_per_column_it_is_exactly_that(balance):
+    """At temperature 0 all weights are 1, so PML divides an anchor's sum over S pairs by S + 1e-5 N."""
+    x, labels = batch()
+    f = nn.functional.normalize(x.detach())
+    d, same = torch.cdist(f, f), labels[:, None] == labels
+    listed = (~same & (d < 1.2)) if balance else (same & (d > 0.8))
+    counts = listed.sum(1).double()
+    theirs = PmlRankedListLoss(margin=0.4, Tn=0, imbalance=balance)
+    pml.attach(theirs, element=torch.where(counts > 0, (counts + 1e-5 * len(x)) / counts.clamp(min=1), 1.0))
+    ours = RankedListLoss(negative_temperature=0, gallery="free", balance=balance)
+    for a, b in zip(value_and_gradient(ours, x, labels), value_and_gradient(theirs, x, labels), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-14)
+
+
 def test_at_temperature_10_the_values_agree_and_the_gradients_do_not():
     x, labels = batch()
     ours, our_gradient = value_and_gradient(RankedListLoss(gallery="free"), x, labels)
     theirs, their_gradient = value_and_gradient(PmlRankedListLoss(margin=0.4, Tn=10), x, labels)
     assert torch.allclose(ours, theirs, rtol=2e-3)
     assert torch.cosine_similarity(our_gradient.flatten(), their_gradient.flatten(), dim=0) < 0.98
+
+
+def test_pml_pulls_easy_negatives_in_and_ours_does_not():
+    """dL_N/dd of a query with negatives at 20, 35 and 50 degrees: PML differentiates its weights too."""
+    d = 2 * torch.deg2rad(torch.tensor([20.0, 35.0, 50.0], dtype=torch.float64) / 2).sin()
+    theirs = d.clone().requires_grad_()
+    weights = torch.exp(10 * (1.2 - theirs))
+    (weights / weights.sum() * (1.2 - theirs)).sum().backward()
+    assert [g > 0 for g in theirs.grad] == [False, True, True]  # larger distance, larger loss
+    ours = RankedListLoss().weights(d[None], torch.zeros(1, 3, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool))
+    assert (ours.negative >= 0).all()
+    x = torch.tensor([0.0, 75.0, 20.0, 35.0, 50.0], dtype=torch.float64).deg2rad()
+    points = torch.stack([x.cos(), x.sin()], 1)
+    labels = torch.tensor([0, 0, 1, 2, 3])
+    matrices = []
+    loss_fn = PmlRankedListLoss(margin=0.4, Tn=10, imbalance=1.0)
+    loss_fn.distance.register_forward_hook(lambda *args: matrices.append(args[-1]) or args[-1].retain_grad())
+    loss_fn(points.clone().requires_grad_(), labels).backward()
+    assert [g > 0 for g in matrices[0].grad[0, 2:]] == [False, True, True]
+
+
+def test_instance_cross_entropy_is_nt_xent_summed_over_positives():
+    x, labels = batch()  # 3 positives to each anchor
+    ours = value_and_gradient(InstanceCrossEntropyLoss(scale=7.0), x, labels)
+    theirs = value_and_gradient(losses.NTXentLoss(temperature=1 / 7), x, labels)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, 3 * b, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("row", [row for row in LOSSES.values() if row.kind == "pair"], ids=lambda row: row.name)
@@ -51,9 +93,13 @@ def test_at_temperature_10_the_values_agree_and_the_gradients_do_not():
 def test_takes_what_pmls_miners_return(row, miner):
     x, labels = batch()
     mined = miner(x, labels)
+    anchors, positives, *others = mined
+    listed = {*zip(anchors.tolist(), positives.tolist(), strict=True)}
+    listed |= {*zip((others[0] if others[1:] else anchors).tolist(), others[-1].tolist(), strict=True)}
+    chosen = torch.tensor([[(i, j) in listed for j in range(32)] for i in range(32)])
     loss = row.build()
-    assert loss(x, labels, mined).isfinite()
-    assert loss(x, labels, mined) != loss(x, labels)
+    assert torch.equal(loss(x, labels, mined), loss.against(x, labels, None, None, chosen, own=True))
+    assert not chosen.all()
 
 
 class OnSimilarities(nn.Module):
