@@ -57,6 +57,42 @@ def recipes(
 
 
 @app.command()
+def losses(
+    loss: Annotated[str | None, typer.Argument(help="Show all of this one.")] = None,
+) -> None:
+    """List the losses, or show one with its formula and arguments."""
+    import shutil
+
+    from metricweight.settings import explain_loss, list_losses
+
+    if loss is not None:
+        typer.echo(explain_loss(loss))
+        return
+    typer.echo(list_losses(shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    typer.echo("\nmetricweight train RECIPE loss.name=NAME trains by one; metricweight losses NAME shows it.")
+
+
+@app.command()
+def emphasis(
+    weightings: Annotated[
+        list[str] | None,
+        typer.Argument(help="Losses of kind example, such as imae:temperature=8 dm:mode=0.67,beta=12 cce.",
+                       show_default="with --run: the loss of the run"),
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of a run: draw over the histogram of p in it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=".png, .svg or .pdf.", show_default="curves.png, or RUN/emphasis.png")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
+) -> None:  # fmt: skip
+    """Draw how much examples count over p, the probability of their own label."""
+    from metricweight.curves import emphasis
+
+    file, said = emphasis(weightings or [], run, out, overwrite)
+    typer.echo(f"{said}\n\nDrawn in {file}.")
+
+
+@app.command()
 def embed(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     data: Annotated[

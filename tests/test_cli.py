@@ -1,8 +1,12 @@
 """The command line: help, and a plain sentence for every mistake."""
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,11 +14,12 @@ import pytest
 from PIL import Image
 
 from metricweight.cli import _repeat_option
+from metricweight.losses import LOSSES
 
 X, Y = np.random.default_rng(0).standard_normal((12, 3)), np.arange(12) % 3
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["recipes"], ["embed"], ["evaluate"]])
+@pytest.mark.parametrize("words", [[], ["train"], ["recipes"], ["losses"], ["emphasis"], ["embed"], ["evaluate"]])
 def test_every_command_has_help(metricweight, words):
     code, out, _ = metricweight(*words, "--help")
     assert code == 0
@@ -24,6 +29,78 @@ def test_every_command_has_help(metricweight, words):
 def test_recipes_tells_what_there_is_and_what_can_be_set(metricweight):
     assert [line.split()[0] for line in metricweight("recipes")[1].splitlines()[:3]] == ["digits", "folder", "glyphs"]
     assert "loss.negative_temperature=10.0" in metricweight("recipes", "glyphs")[1]
+
+
+def test_losses_lists_them_all_in_plain_lines_when_piped(metricweight):
+    code, out, _ = metricweight("losses")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1 : len(LOSSES) + 1]] == list(LOSSES)
+    assert "\x1b" not in out
+    assert "metricweight losses NAME shows it" in out
+
+
+def test_losses_fits_a_terminal():
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "118"}
+    subprocess.run([sys.executable, "-m", "metricweight", "losses"], check=True, stdout=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # its end
+        while piece := os.read(ours, 65536):
+            seen += piece
+    os.close(ours)
+    lines = seen.decode().split("\r\n")
+    assert max(map(len, lines)) <= 118
+    assert any(line.startswith(" " * 60) for line in lines)  # arguments that go on below
+
+
+def test_losses_shows_one_with_its_formula_and_its_words(metricweight):
+    code, out, _ = metricweight("losses", "proselflc")
+    assert code == 0
+    assert "target, arXiv:2005.03788" in out
+    assert "Progressive self label correction" in out
+    assert "  loss.sharpness=12.0\n" in out
+
+
+def test_emphasis_draws_and_prints_modes_and_variances(metricweight, tmp_path):
+    code, out, _ = metricweight("emphasis", "imae:temperature=8", "dm:mode=0.67,beta=12", "cce", "mae")
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:5]}
+    assert rows["imae:temperature=8"] == ["0.50", "4.55", "0.23"]
+    assert rows["dm:mode=0.67,beta=12"][0] == "0.67"
+    assert rows["cce"] == ["0.00", "0.33", "0.33"]
+    assert rows["mae"][:2] == ["0.50", "0.09"]
+    assert "Drawn in curves.png." in out
+    assert Image.open(tmp_path / "curves.png").size[0] == 11 * 150
+    code, _, err = metricweight("emphasis", "cce")
+    assert code == 2
+    assert "curves.png is already there; add --overwrite" in err
+    assert metricweight("emphasis", "cce", "--overwrite", "--out", "curves.png")[0] == 0
+    assert metricweight("emphasis", "cce", "--out", "some/where.svg")[0] == 0
+    assert (tmp_path / "some" / "where.svg").read_text().startswith("<?xml")
+
+
+def test_emphasis_draws_over_the_p_of_a_run(metricweight, digits_run):
+    code, out, _ = metricweight("emphasis", "--run", digits_run, "--overwrite")
+    assert code == 0
+    assert "ranked_list is no weighting of examples by p" in out
+    assert "the match probability" in out
+    assert "in step 1, " in out
+    assert [line.split()[0] for line in out.splitlines()[5:9]] == ["cce", "mae", "imae", "dm"]
+    assert (digits_run / "emphasis.png").exists()
+    words = ["loss.name=dm", "loss.beta=4", "steps=30"]
+    assert metricweight("train", "digits", *words, "--out", "run")[0] == 0
+    code, out, _ = metricweight("emphasis", "--run", "run")
+    assert code == 0
+    assert "the probability of the own label" in out
+    assert "in steps 1 to 3, " in out
+    assert "\ndm:beta=4.0 " in out
+    assert metricweight("emphasis", "--run", "run", "imae")[0] == 2  # run/emphasis.png is there
+    out = metricweight("emphasis", "--run", "run", "imae", "--out", "other.png")[1]
+    assert "\nimae " in out
+    assert "dm:beta" not in out
+    assert metricweight("train", "digits", *words, "steps=1", "--out", "run", "--overwrite")[0] == 0
+    assert not Path("run/emphasis.png").exists()  # it was of the run that is gone
 
 
 def test_several_ks_follow_one_option():
@@ -94,6 +171,13 @@ def a_file_in_the_way():
     return ["train", "digits", "--out", "file/run"]
 
 
+def run_without_p():
+    Path("old").mkdir()
+    Path("old/settings.yaml").write_text("data: {source: digits}\nloss: {name: cce}\n")
+    Path("old/metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    return ["emphasis", "--run", "old"]
+
+
 def no_write_for_the_report():
     with open("file", "w") as file:
         file.write("")
@@ -114,6 +198,19 @@ def no_write_for_the_report():
         (run_folder, "already holds a run (embeddings.npz); choose another --out, or add --overwrite"),
         (a_file_in_the_way, "cannot write to file/run"),
         (lambda: ["train", "digits", "device=cuda"], "device=cuda was asked for, but torch finds no GPU"),
+        (lambda: ["train", "digits", "loss=imae"], "setting loss is a group of settings; its name is loss.name=imae"),
+        (lambda: ["train", "digits", "loss.name=imea"], "'imea' is not a loss; did you mean imae?"),
+        (lambda: ["train", "digits", "loss.name=dm", "loss.mode=1"], "Emphasis mode is a probability in [0, 1), got 1"),
+        (lambda: ["losses", "imea"], "'imea' is not a loss; did you mean imae? Known: ranked_list, "),
+        (lambda: ["emphasis"], "no weighting was given; name some, as in metricweight emphasis imae:temperature=8"),
+        (lambda: ["emphasis", "imea"], "'imea' is not an example weighting; did you mean imae?"),
+        (lambda: ["emphasis", "dm:mod=1"], "unknown setting dm:mod; did you mean dm:mode?"),
+        (lambda: ["emphasis", "ranked_list"], "'ranked_list' weighs pairs, not examples, so it has no curve over p"),
+        (lambda: ["emphasis", "cce", "--out", "x.csv"], "--out must be a .png, .svg or .pdf file, got x.csv"),
+        (lambda: ["emphasis", "dm:beta=1e5"], "the weights of dm:beta=1e5 are too large for their integral"),
+        (lambda: ["emphasis", "sce:alpha=0,beta=0"], "the weights of sce:alpha=0,beta=0 are as good as zero"),
+        (lambda: ["emphasis", "--run", "nowhere"], "nowhere holds no metrics.jsonl and settings.yaml; give a folder"),
+        (run_without_p, "old/metrics.jsonl holds no histogram of p"),
         (lambda: ["embed", "nowhere"], "nowhere holds no checkpoint.pt"),
         (lambda: ["embed", "nowhere", "--split", "dev"], "--split is train, validation, test or all, got 'dev'"),
         (lambda: ["evaluate", "nowhere.npz"], "nowhere.npz is not there"),

@@ -38,8 +38,10 @@ def gradient(loss_fn, x, labels):
 
 
 @of_kind("pair")
-def test_the_derivative_on_pairs_is_their_direction_times_their_weight(row):
-    """Dense: autograd of sum_ij W_ij d_ij (or s_ij), W the weights as numbers, normalised as the loss declares."""
+@pytest.mark.parametrize("mined", [False, True])
+def test_the_derivative_on_pairs_is_their_direction_times_their_weight(row, mined):
+    """Dense: autograd of sum_ij W_ij d_ij (or s_ij), W the weights as numbers, normalised as the loss declares. A
+    miner that lists (i, j) need not list (j, i)."""
     x, labels = batch(row)
     loss = row.build()
     f = F.normalize(x) if loss.unit_length else x
@@ -50,7 +52,11 @@ def test_the_derivative_on_pairs_is_their_direction_times_their_weight(row):
         if loss.coordinate == "distance"
         else f @ g.T
     )
-    pairs = from_labels(labels)
+    pairs, indices = from_labels(labels), None
+    if mined:
+        chosen = torch.rand(len(x), len(x), generator=torch.Generator().manual_seed(1)) < 0.6
+        pairs = [mask & chosen for mask in pairs]
+        indices = (*pairs[0].nonzero(as_tuple=True), *pairs[1].nonzero(as_tuple=True))
     weights, scores = (part(between.detach(), *pairs) for part in (loss.weights, loss.scores))
     pull = 1 if loss.coordinate == "distance" else -1
     surrogate = 0
@@ -62,7 +68,8 @@ def test_the_derivative_on_pairs_is_their_direction_times_their_weight(row):
         assert not w.requires_grad
         surrogate = surrogate + sign * share / over * (w / mass.clamp(min=1e-300) * between).sum()
     (expected,) = torch.autograd.grad(surrogate, x)
-    assert torch.allclose(gradient(loss, x, labels), expected, rtol=1e-9, atol=1e-13)
+    (found,) = torch.autograd.grad(loss(x, labels, indices), x)
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-13)
     assert expected.abs().sum() > 0
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from metricweight.checks import InputError
-from metricweight.losses import RankedListLoss
+from metricweight.emphasis import Emphasis, GeneralisedCrossEntropy
+from metricweight.losses import LOSSES, DerivativeLoss, OnlineSoftMiningLoss, RankedListLoss
 from metricweight.recipes import recipes
-from metricweight.settings import explain, read
+from metricweight.settings import explain, explain_loss, list_losses, read, resolve, weighting, weighting_spec
 
 
 @pytest.mark.parametrize("recipe", recipes())
@@ -63,6 +64,11 @@ def test_the_loss_is_built_with_its_settings():
         ("glyphs", ["loss.margin=wide"], "setting loss.margin: should be a valid number.*got 'wide'"),
         ("glyphs", ["loss.gallery=open"], "setting loss.gallery: should be 'fixed' or 'free'; got 'open'"),
         ("glyphs", ["loss.name=ranked_lost"], "'ranked_lost' is not a loss; did you mean ranked_list?"),
+        ("glyphs", ["loss.name=imae", "loss.margin=0.3"], r"^unknown setting loss.margin; did you mean loss.name\?$"),
+        ("glyphs", ["loss.name=imae", "loss.temprature=4"], r"loss.temprature; did you mean loss.temperature\?"),
+        ("glyphs", ["loss.name=online_soft_mining", "loss.attention=1"], "unknown setting loss.attention"),
+        ("glyphs", ["loss.name=dm", "loss.mode=1.5"], r"Emphasis mode is a probability in \[0, 1\), got 1.5"),
+        ("glyphs", ["loss.name=proselflc", "loss.total=0"], "total is a number of steps above 0, got 0"),
         ("glyphs", ["model.backbone=vgg"], "setting model.backbone: should be 'small_cnn' or 'resnet18'; got 'vgg'"),
     ],
 )
@@ -89,3 +95,94 @@ def test_every_setting_is_explained_as_a_word_that_sets_it():
     words = [line.split()[0] for line in explain(settings).splitlines()]
     assert read("glyphs", words) == settings
     assert {"loss.margin=0.4", "ks=[1,2,4,8]", "data.root=null"} <= set(words)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_can_be_chosen_and_its_settings_read_back_as_themselves(name, tmp_path):
+    settings = read("glyphs", [f"loss.name={name}"])
+    assert settings.loss_row is LOSSES[name]
+    (tmp_path / "own.yaml").write_text(settings.yaml())
+    assert read(str(tmp_path / "own.yaml")) == settings
+    assert repr(settings.build_loss()) == repr(read(str(tmp_path / "own.yaml")).build_loss())
+
+
+def test_another_loss_leaves_the_arguments_of_the_recipes_loss_behind(tmp_path):
+    (tmp_path / "own.yaml").write_text("data: {source: glyphs}\nloss: {name: dm, beta: 3, mode: 0.5}\n")
+    own = str(tmp_path / "own.yaml")
+    assert read(own, ["loss.name=normal"]).loss == {"name": "normal", "mode": 0.5, "beta": 8.0}  # its own defaults
+    assert read(own, ["loss.beta=2", "loss.name=exponential"]).loss == {"name": "exponential", "beta": 2.0}
+    assert read(own, ["loss.name=dm"]).loss == {"name": "dm", "mode": 0.5, "beta": 3.0}  # not another: nothing is lost
+    assert read(own, ["loss.name=mae", "loss.name=dm"]).loss == {"name": "dm", "mode": 0.5, "beta": 3.0}
+    with pytest.raises(InputError, match=r"unknown setting loss\.beta"):  # a word is never dropped
+        read(own, ["loss.name=imae", "loss.beta=2"])
+
+
+def test_the_total_of_a_loss_is_the_number_of_steps_unless_it_is_given():
+    words = ["loss.name=proselflc", "steps=77"]
+    settings = read("glyphs", words)
+    assert settings.loss["total"] == 77
+    assert settings.build_loss().total == 77
+    assert "loss.total=77" in explain(settings)
+    assert read("glyphs", [*words, "loss.total=50"]).loss["total"] == 50
+
+
+def test_an_example_loss_is_built_round_its_weighting():
+    loss = read("glyphs", ["loss.name=dm", "loss.mode=0.5", "loss.beta=3"]).build_loss()
+    assert isinstance(loss, DerivativeLoss)
+    assert loss.weighting == Emphasis(mode=0.5, beta=3.0)
+
+
+def test_what_only_python_can_give_is_no_setting():
+    loss = read("glyphs", ["loss.name=online_soft_mining", "loss.sigma=0.6"]).loss
+    assert loss["sigma"] == 0.6
+    assert "attention" not in loss
+    assert isinstance(resolve({"data": {"source": "glyphs"}, "loss": loss}).build_loss(), OnlineSoftMiningLoss)
+    assert "Not a setting, given in Python only: attention." in explain_loss("online_soft_mining")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_explained_with_words_that_choose_it(name):
+    words = [line.strip() for line in explain_loss(name).splitlines() if line.startswith("  loss.")]
+    own = {key: value for key, value in LOSSES[name].defaults.items() if key != "attention"}
+    assert read("glyphs", words).loss == {"name": name, **own}
+
+
+def test_the_list_of_losses_has_a_line_each_and_fits_a_terminal():
+    lines = list_losses().splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [[row.name, row.kind] for row in LOSSES.values()]
+    for line, row in zip(lines[1:], LOSSES.values(), strict=True):
+        assert row.weights in line
+        assert row.paper in line
+    assert any(line.endswith("q=0.7 k=null") for line in lines)
+    narrow = list_losses(120)
+    assert max(map(len, narrow.splitlines())) <= 120
+    assert sorted(narrow.split()) == sorted(list_losses().split())  # wrapped, not cut
+
+
+def test_a_weighting_is_a_name_and_typed_arguments():
+    assert weighting("dm:mode=0.67,beta=12") == Emphasis(mode=0.67, beta=12.0)
+    assert weighting("imae:temperature=4") == Emphasis(mode=0.5, beta=4.0)
+    assert weighting("gce:k=null,q=0.5") == GeneralisedCrossEntropy(q=0.5, k=None)
+    assert weighting_spec(read("glyphs", ["loss.name=dm", "loss.beta=12"])) == "dm:beta=12.0"
+    assert weighting_spec(read("glyphs", ["loss.name=cce"])) == "cce"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("imea", "'imea' is not an example weighting; did you mean imae?"),
+        ("dm:mod=1", "unknown setting dm:mod; did you mean dm:mode?"),
+        ("dm:beta=x", "setting dm:beta: should be a valid number"),
+        ("dm:name=mae", "unknown setting dm:name"),
+        ("dm:mode", "expected a weighting such as dm:mode=0.67,beta=12, got 'dm:mode'"),
+        ("dm:", "expected a weighting such as dm:mode=0.67,beta=12, got 'dm:'"),
+        ("dm:mode=", "expected a weighting such as dm:mode=0.67,beta=12, got 'dm:mode='"),
+        ("dm:mode=2", "Emphasis mode is a probability in [0, 1), got 2.0"),
+        ("ranked_list", "'ranked_list' weighs pairs, not examples, so it has no curve over p"),
+        ("proselflc", "'proselflc' revises the target, not the weight, so it has no curve over p"),
+    ],
+)
+def test_a_weighting_that_cannot_be_is_refused_with_what_is_near(spec, message):
+    with pytest.raises(InputError) as error:
+        weighting(spec)
+    assert message in str(error.value)

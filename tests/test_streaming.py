@@ -1,12 +1,22 @@
 """The one operator that all losses on pairs are computed by: small distances, coincident pairs, blocks, edges."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import metricweight as mw
 from metricweight import streaming
-from metricweight.losses import ContrastiveLoss, InstanceCrossEntropyLoss, OnlineSoftMiningLoss, RankedListLoss
+from metricweight.losses import (
+    ContrastiveLoss,
+    InstanceCrossEntropyLoss,
+    OnlineSoftMiningLoss,
+    PairLoss,
+    RankedListLoss,
+)
+from metricweight.pairs import PairWeights
 from metricweight.similarity import unit
 
 
@@ -145,16 +155,27 @@ def test_a_second_derivative_is_refused_and_that_of_scale_gradient_is_not():
     assert torch.allclose(y.grad, 2 * 2 * 6 * y)
 
 
-def test_products_are_formed_in_full_precision_whatever_the_program_allows():
-    x, labels = torch.randn(40, 64), torch.arange(40) % 8
-    exact = RankedListLoss()(x, labels)
+@pytest.mark.parametrize("allowed", ["highest", "high", "medium"])
+def test_products_are_formed_in_full_precision_whatever_the_program_allows(allowed):
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(allowed)
     try:
-        assert torch.equal(RankedListLoss()(x, labels), exact)
-        assert torch.get_float32_matmul_precision() == "medium"
+        with torch.autocast("cpu", torch.bfloat16):
+            PrecisionSeen()(torch.randn(6, 4), torch.arange(6) % 2)
+        assert PrecisionSeen.seen.pop() == ("highest", False)
+        assert torch.get_float32_matmul_precision() == allowed
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class PrecisionSeen(RankedListLoss):
+    """At module level, as `streaming.pairs` finds it by name."""
+
+    seen: ClassVar[list] = []
+
+    def terms(self, *args):
+        self.seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+        return super().terms(*args)
 
 
 def test_the_compiled_loss_follows_a_changed_setting():
@@ -169,10 +190,24 @@ def test_the_compiled_loss_follows_a_changed_setting():
 
 
 def test_a_loss_of_ones_own_needs_its_terms_only():
-    loss = Nearest()
+    loss = Pull(strength=2.0)
     x = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.grad(loss(x, torch.arange(9) % 3), x)[0].abs().sum() > 0
+    labels = torch.arange(9) % 3
+    value = loss(x, labels)
+    f = F.normalize(x)
+    expected = -2 * sum((f[i] * f[j]).sum() for i in range(9) for j in range(9) if i != j and i % 3 == j % 3) / 9
+    assert value.item() == pytest.approx(expected.item())
+    assert torch.allclose(*(torch.autograd.grad(v, x)[0] for v in (value, expected)))
+    assert repr(loss) == "Pull(strength=2.0, block_rows=None)"
 
 
-class Nearest(RankedListLoss):
-    """At module level, as `streaming.pairs` finds it by name."""
+@dataclass(eq=False, repr=False)
+class Pull(PairLoss):
+    coordinate = "similarity"
+    normalised = "no"
+
+    strength: float = 1.0
+
+    def terms(self, x, positive, negative, query, gallery):
+        weights = PairWeights(self.strength * positive.to(x.dtype), torch.zeros_like(x))
+        return streaming.Terms(weights, weights, PairWeights(-(weights.positive * x).sum(1), torch.zeros_like(x[:, 0])))

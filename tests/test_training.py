@@ -21,6 +21,7 @@ from metricweight.training import checkpoint
 from metricweight.training.embedding import load_images, seen
 from metricweight.training.log import TrainingLog
 from metricweight.training.loop import train, warm_up_and_cosine
+from metricweight.training.objective import Objective
 
 FEW_GLYPHS = ["data.test=0.02", "data.validation=0.02", "steps=4", "validations=2", "batch.classes=4"]
 
@@ -53,6 +54,91 @@ def test_the_log_has_a_line_per_reported_step_and_per_validation(glyphs_run):
     lines = [json.loads(line) for line in (glyphs_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "validation" in line] == [2, 4]
+
+
+def test_each_reported_step_tells_how_p_was_spread_over_its_batch(glyphs_run):
+    lines = [json.loads(line) for line in (glyphs_run / "metrics.jsonl").read_text().splitlines()]
+    for p in [line["p"] for line in lines if "loss" in line]:
+        counts = np.array(p["histogram"])
+        assert len(counts) == 20
+        assert counts.sum() == 4 * 4  # 4 classes x 4 images
+        lowest, highest = ((counts * (np.arange(20) + end) / 20).sum() / 16 for end in (0, 1))
+        assert lowest <= p["mean"] <= highest
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("imae", "example"), ("proselflc", "target"), ("online_soft_mining", "pair")]
+)
+def test_losses_of_every_kind_train_and_nothing_that_was_learned_is_lost(name, weights, tmp_path):
+    settings = read("digits", ["steps=6", "validations=0", f"loss.name={name}", "seed=3"])
+    assert settings.loss_row.kind == weights
+    run = train(settings, "digits", tmp_path / "run")
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(sum(line["p"]["histogram"]) == 80 for line in logged)
+    state = torch.load(run / "checkpoint.pt", weights_only=True)["objective"]
+    again = Objective(settings.build_loss(), weights, 64, torch.arange(5))
+    again.load_state_dict(state)  # strict: all of it, and no more
+    if weights == "pair":
+        assert not state
+        return
+    assert state["labels"].tolist() == [0, 1, 2, 3, 4]
+    assert state["classifier.weight"].shape == (5, 64)
+    short = train(settings.model_copy(update={"steps": 1}), "digits", tmp_path / "short")
+    sooner = torch.load(short / "checkpoint.pt", weights_only=True)["objective"]
+    for learned in ("classifier.weight", "classifier.bias"):
+        assert not torch.equal(state[learned], sooner[learned])
+    if name == "proselflc":
+        assert state["loss.step"] == 6
+        assert again.loss.step == 6
+        assert settings.loss["total"] == 6
+
+
+def test_a_classifier_learns_beside_the_network(tmp_path):
+    words = ["steps=60", "loss.name=cce", "optimizer.learning_rate=0.002"]
+    run = train(read("digits", words), "digits", tmp_path / "run")
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert logged[0]["p"]["mean"] == pytest.approx(1 / 5, abs=0.05)  # it knows nothing yet
+    assert logged[-1]["p"]["mean"] > 0.9
+    assert logged[-1]["loss"] < 0.1 < 1.4 < logged[0]["loss"]  # ln 5 = 1.61
+
+
+def test_the_network_starts_alike_whatever_the_loss(tmp_path):
+    def untrained(name):
+        run = train(read("digits", ["steps=1", f"loss.name={name}"]), "digits", tmp_path / name)
+        return json.loads((run / "report.json").read_text())["models"]["untrained"]
+
+    assert untrained("ranked_list") == untrained("imae")
+
+
+@pytest.mark.parametrize("kind", ["example", "target"])
+def test_an_objective_gives_each_label_its_own_output_of_the_classifier(kind):
+    labels = torch.tensor([70, 3, 3, 900, 70])  # numbers of the training classes, not from 0 on
+    objective = Objective(torch.nn.CrossEntropyLoss(), kind, 4, labels)
+    embeddings = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    loss, logits = objective(embeddings, labels)
+    own = torch.tensor([1, 0, 0, 2, 1])
+    assert torch.equal(loss, torch.nn.functional.cross_entropy(objective.classifier(embeddings), own))
+    assert not logits.requires_grad
+    expected = logits.softmax(1)[torch.arange(5), own]
+    assert torch.allclose(objective.confidence(logits, labels).float(), expected, atol=1e-6)
+
+
+def test_an_objective_on_pairs_leaves_embeddings_and_the_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    objective = Objective(read("digits").build_loss(), "pair", 4, torch.arange(3))
+    assert torch.equal(torch.rand(3), expected)
+    assert not list(objective.parameters())
+    embeddings, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    _, judged = objective(embeddings, labels)
+    assert torch.equal(judged, embeddings)
+    assert objective.confidence(judged, labels).tolist() == pytest.approx([1 / 3] * 4)  # all others are as near
+
+
+def test_telling_classes_apart_needs_two():
+    with pytest.raises(InputError, match="tells classes apart, and there is 1 to train on; give it two or more"):
+        Objective(read("digits", ["loss.name=cce"]).build_loss(), "example", 4, torch.zeros(3, dtype=torch.long))
 
 
 def test_no_class_is_on_two_sides_and_every_class_is_listed(glyphs_run):
@@ -194,7 +280,7 @@ def test_a_run_killed_while_it_trains_leaves_no_half_written_file(tmp_path):
 
 def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(glyphs_run, tmp_path, monkeypatch):
     model, settings, channels = checkpoint.load(glyphs_run)
-    checkpoint.save(tmp_path, model, settings, channels, 1)
+    checkpoint.save(tmp_path, model, torch.nn.Identity(), settings, channels, 1)
 
     def disk_full(state, file):
         file.write(b"half of it")
@@ -202,7 +288,7 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(glyphs_run, 
 
     monkeypatch.setattr(torch, "save", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, model, settings, channels, 2)
+        checkpoint.save(tmp_path, model, torch.nn.Identity(), settings, channels, 2)
     checkpoint.load(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 

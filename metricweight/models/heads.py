@@ -1,4 +1,4 @@
-"""From features to embeddings."""
+"""From features to embeddings, and from embeddings to logits."""
 
 from torch import nn
 
@@ -9,3 +9,8 @@ def embedder(backbone: backbones.Backbone, channels: int, embedding_size: int, p
     """Pictures [B, C, S, S] to embeddings [B, D]: a backbone and one linear layer. Losses scale to unit length."""
     network, features = backbones.build(backbone, channels, pretrained)
     return nn.Sequential(network, nn.Linear(features, embedding_size))
+
+
+def classifier(embedding_size: int, classes: int) -> nn.Linear:
+    """Embeddings [B, D] to logits [B, C], with a bias. Embeddings count with the length that they have."""
+    return nn.Linear(embedding_size, classes)

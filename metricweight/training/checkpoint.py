@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metricweight.checks import InputError
 from metricweight.files import whole_file
@@ -61,7 +61,7 @@ def claimed_folder(out: Path | None, recipe: str, overwrite: bool) -> Iterator[P
 
 def clear(run: Path) -> None:
     """Takes away the files of an earlier run, and no others; settings.yaml holds the place until it is replaced."""
-    for file in FILES:
+    for file in (*FILES, "emphasis.png"):
         if file != "settings.yaml":
             (run / file).unlink(missing_ok=True)
 
@@ -77,17 +77,22 @@ def _make_new(folder: Path) -> Path:
     raise FileExistsError(17, "a hundred runs began in this second", str(folder))
 
 
-def save(run: Path, model: nn.Module, settings: Settings, channels: int, step: int) -> None:
-    """Writes checkpoint.pt: what `load` needs to embed again, and the step it was saved at."""
+def save(run: Path, model: nn.Module, objective: nn.Module, settings: Settings, channels: int, step: int) -> None:
+    """Writes checkpoint.pt: what `load` needs to embed again, what else was learned, and the step it was saved at."""
     state = {
         "schema": 1,
         "step": step,
         "channels": channels,
         "settings": settings.model_dump(mode="json"),
-        "model": {name: value.cpu() for name, value in model.state_dict().items()},
+        "model": _on_cpu(model),
+        "objective": _on_cpu(objective),  # the classifier, and the state of the loss
     }
     with whole_file(run / "checkpoint.pt") as file:
         torch.save(state, file)
+
+
+def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in module.state_dict().items()}
 
 
 def load(run: Path) -> tuple[nn.Module, Settings, int]:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -67,11 +69,14 @@ class TrainingLog:
         """Whether this step is one to report: a hundred of them, and the last."""
         return step % self.every == 0 or step == self.steps
 
-    def step(self, step: int, loss: float, learning_rate: float, images: int) -> None:
-        """Loss and learning rate of a step that is due; `images` in each step since the last."""
+    def step(self, step: int, loss: float, learning_rate: float, p: NDArray[np.float64]) -> None:
+        """Loss, learning rate and p of each image [B] of a step that is due; B images in each step since the last."""
+        images = len(p)
         rate = (step - self.seen) * images / (time.perf_counter() - self.since)
         self.seen, self.since = step, time.perf_counter()
-        self._write(step=step, loss=loss, learning_rate=learning_rate, images_per_second=round(rate, 1))
+        counts, _ = np.histogram(p, bins=20, range=(0, 1))
+        spread = {"mean": round(float(p.mean()), 6), "histogram": counts.tolist()}
+        self._write(step=step, loss=loss, learning_rate=learning_rate, images_per_second=round(rate, 1), p=spread)
         facts = f"loss {loss:.4f}  {rate:,.0f} images/s"
         self.bar.update(self.task, completed=step, facts=facts)
         if not console.is_terminal and (step // self.every) % 10 == 0:

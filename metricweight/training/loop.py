@@ -26,6 +26,7 @@ from metricweight.settings import BatchSettings, Settings
 from metricweight.training import checkpoint
 from metricweight.training.embedding import blocks_of, embed_images, load_images, seen, splits_of, write_embeddings
 from metricweight.training.log import say, track, training_log
+from metricweight.training.objective import Objective
 
 Batch = tuple[Tensor, Tensor]  # images [B, C, S, S] and labels [B]
 
@@ -63,6 +64,9 @@ def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
     torch.manual_seed(settings.seed)
     network = settings.model
     model = embedder(network.backbone, images.channels, network.embedding_size, network.pretrained).to(device)
+    objective = Objective(
+        settings.build_loss(), settings.loss_row.kind, network.embedding_size, torch.from_numpy(labels)
+    ).to(device)
     say(_described(images, splits, model, settings))
 
     def embedded(network: nn.Module, split: str, what: str | None) -> NDArray[np.float32]:
@@ -83,7 +87,7 @@ def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
         return seen(images, chosen, settings.data, (settings.seed, step)), torch.from_numpy(images.labels[chosen])
 
     def save(step: int) -> None:
-        checkpoint.save(run, model, settings, images.channels, step)
+        checkpoint.save(run, model, objective, settings, images.channels, step)
         saved.append(step)
 
     models = {
@@ -99,7 +103,7 @@ def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
     _write_labels(run / "labels.csv", images, splits)
 
     started = time.perf_counter()
-    _train(model, settings, device, batch_of, validate, save, run / "metrics.jsonl")
+    _train(model, objective, settings, device, batch_of, validate, save, run / "metrics.jsonl")
     seconds = time.perf_counter() - started
 
     found = embedded(model, "test", "trained network")
@@ -111,6 +115,7 @@ def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
 
 def _train(
     model: nn.Module,
+    objective: Objective,
     settings: Settings,
     device: str,
     batch_of: Callable[[int], Batch],
@@ -119,9 +124,9 @@ def _train(
     log_file: Path,
 ) -> None:
     """All steps, with looks at the validation classes. Saves at each look, at the end, and after Ctrl-C."""
-    loss_fn = settings.build_loss().to(device)
     rates = settings.optimizer
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rates.learning_rate, weight_decay=rates.weight_decay)
+    learned = [*model.parameters(), *objective.parameters()]
+    optimizer = torch.optim.AdamW(learned, lr=rates.learning_rate, weight_decay=rates.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warm_up_and_cosine(step, settings.steps, rates.warmup)
     )
@@ -137,7 +142,8 @@ def _train(
             if step < settings.steps:
                 coming = pool.submit(batch_of, step)  # while this one is trained on
             model.train()
-            loss = loss_fn(model(inputs.to(device)), labels.to(device))
+            labels = labels.to(device)
+            loss, judged = objective(model(inputs.to(device)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -149,7 +155,8 @@ def _train(
                     raise InputError(
                         f"the loss is {value} at step {step}: the training has diverged; lower optimizer.learning_rate."
                     )
-                log.step(step, value, float(optimizer.param_groups[0]["lr"]), len(labels))
+                p = objective.confidence(judged, labels).cpu().numpy()
+                log.step(step, value, float(optimizer.param_groups[0]["lr"]), p)
             schedule.step()
             if saving:
                 save(step)
@@ -209,10 +216,12 @@ def _described(images: Images, splits: dict[str, Indices], model: nn.Module, set
         for name, indices in splits.items()
     ]
     parameters = sum(p.numel() for p in model.parameters())
+    loss = settings.loss_row
+    by = loss.name if loss.kind == "pair" else f"{loss.name} on the logits of a linear classifier"
     return (
         f"{len(images):,} images: {', '.join(parts)}.\n"
         f"{settings.model.backbone}, {parameters:,} parameters, embeddings of {settings.model.embedding_size}; "
-        f"{settings.steps:,} steps of {settings.batch.classes} classes x {settings.batch.images} images."
+        f"{settings.steps:,} steps of {settings.batch.classes} classes x {settings.batch.images} images, by {by}."
     )
 
 
