@@ -37,6 +37,24 @@ _ENTRIES = 2**20  # of a block
 _DIFFERENCES = 2**22  # numbers in a list of f_i - g_j
 
 
+class Compared(NamedTuple):
+    """A batch and its gallery.
+
+    query, gallery              [B, D], [G, D]  float32 or float64; the same tensor where the batch is its own gallery
+    labels, gallery_labels      [B], [G]
+    items, gallery_items        [B], [G]  a number per item, such as the attention
+    own                         the first B of the gallery are the queries, and nobody is paired with himself
+    """
+
+    query: Tensor
+    gallery: Tensor
+    labels: Tensor
+    gallery_labels: Tensor
+    items: Tensor | None
+    gallery_items: Tensor | None
+    own: bool
+
+
 class Terms(NamedTuple):
     """What a loss makes of a block of rows.
 
@@ -76,66 +94,45 @@ def pairs(
     gallery: Tensor | None,
     labels: Tensor,
     gallery_labels: Tensor | None,
-    chosen: Tensor | None,
-    query_items: Tensor | None,
+    items: Tensor | None,
     gallery_items: Tensor | None,
     own: bool,
+    chosen: Tensor | None,
     moves_gallery: bool,
     loss: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of a batch against its gallery, and its gradients: [], [B, D] and [G, D].
 
-    query, gallery              [B, D], [G, D]  float32 or float64; gallery None: the batch itself
-    labels, gallery_labels      [B], [G]
-    chosen                      [B, G]  bool: the candidates; None: all pairs
-    query_items, gallery_items  [B], [G]  a number per item, such as the attention
-    own                         the first B of the gallery are the queries, and nobody is paired with himself
-    moves_gallery               the gallery gets a gradient too; where it is the batch, that is added to the batch's
-    loss                        what `key` made of a `Streamed`
+    query, ... own  as in `Compared`; without a gallery the batch is its own
+    chosen          [B, G]  bool: the candidates; None: all pairs
+    moves_gallery   the gallery gets a gradient too; where it is the batch, that is added to the batch's
+    loss            what `key` made of a `Streamed`
 
     Only the value is differentiated; the gradients come out because the backward pass needs them.
     """
+    if gallery is None or gallery_labels is None:
+        compared = Compared(query, query, labels, labels, items, items, own)
+    else:
+        compared = Compared(query, gallery, labels, gallery_labels, items, gallery_items, own)
     with _full_precision(query.device.type):
-        return _stream(
-            _loss(loss),
-            query,
-            query if gallery is None else gallery,
-            labels,
-            labels if gallery_labels is None else gallery_labels,
-            chosen,
-            query_items,
-            query_items if gallery is None else gallery_items,
-            own,
-            moves_gallery,
-        )
+        return _stream(_loss(loss), compared, chosen, moves_gallery)
 
 
 @pairs.register_fake
 def _(
-    query: Tensor, gallery: Tensor | None, labels: Any, gallery_labels: Any, chosen: Any, query_items: Any,
-    gallery_items: Any, own: bool, moves_gallery: bool, loss: str,
+    query: Tensor, gallery: Tensor | None, labels: Any, gallery_labels: Any, items: Any, gallery_items: Any,
+    own: bool, chosen: Any, moves_gallery: bool, loss: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     moved = gallery if gallery is not None and moves_gallery else query[:0]
     return query.new_empty(()), torch.empty_like(query), torch.empty_like(moved)
 
 
 @torch.no_grad()
-def dense(
-    loss: Streamed,
-    query: Tensor,
-    gallery: Tensor,
-    labels: Tensor,
-    gallery_labels: Tensor,
-    query_items: Tensor | None,
-    gallery_items: Tensor | None,
-    own: bool,
-) -> tuple[PairWeights, PairWeights]:
+def dense(loss: Streamed, compared: Compared) -> tuple[PairWeights, PairWeights]:
     """Scores and weights of all pairs, [B, G] each, as `pairs` uses them block by block: for miners."""
-    with _full_precision(query.device.type):
-        space = _SPACES[loss.coordinate](query, gallery, labels, gallery_labels)
-        blocks = _blocks(loss, space, labels, gallery_labels, None, query_items, gallery_items, own)
-        found = [(terms.scores, terms.weights) for _, _, terms in blocks]
-    empty = query.new_zeros(0, len(gallery))
+    with _full_precision(compared.query.device.type):
+        found = [(terms.scores, terms.weights) for _, _, terms in _blocks(loss, compared, _space(loss, compared), None)]
+    empty = compared.query.new_zeros(0, len(compared.gallery))
     scores, weights = (
         PairWeights(*(torch.cat([empty, *(block[part][side] for block in found)]) for side in (0, 1)))
         for part in (0, 1)
@@ -197,37 +194,39 @@ def _loss(text: str) -> Streamed:
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
     """Products are formed in the dtype of the embeddings: no autocast, no TF32."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    reduced = [(product, name, value) for product, name in _PRECISIONS if (value := getattr(product, name)) in _REDUCED]
+    for product, name, value in reduced:
+        setattr(product, name, _REDUCED[value])
     try:
         with torch.autocast(device, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for product, name, value in reduced:
+            setattr(product, name, value)
+
+
+_PRECISIONS: list[tuple[Any, str]] = (
+    [(backend.matmul, "fp32_precision") for backend in (torch.backends.cuda, torch.backends.mkldnn)]
+    if hasattr(torch.backends, "fp32_precision")
+    else [(torch.backends.cuda.matmul, "allow_tf32")]  # before torch 2.9
+)
+_REDUCED: dict[Any, Any] = {"tf32": "ieee", "bf16": "ieee", True: False}
 
 
 def _stream(
-    loss: Streamed,
-    query: Tensor,
-    gallery: Tensor,
-    labels: Tensor,
-    gallery_labels: Tensor,
-    chosen: Tensor | None,
-    query_items: Tensor | None,
-    gallery_items: Tensor | None,
-    own: bool,
-    moves_gallery: bool,
+    loss: Streamed, compared: Compared, chosen: Tensor | None, moves_gallery: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    query, gallery = compared.query, compared.gallery
     itself = gallery is query
     value, to_query = query.new_zeros(()), torch.zeros_like(query)
     to_gallery = torch.zeros_like(gallery if moves_gallery and not itself else query[:0])
     if not len(query) or not len(gallery):
         return value, to_query, to_gallery
     twice = itself and moves_gallery and loss.symmetric and chosen is None  # W is its own transpose
-    shares = loss.shares(len(query) * (len(gallery) - own) // (1 + itself))
-    space = _SPACES[loss.coordinate](query, gallery, labels, gallery_labels)
+    shares = loss.shares(len(query) * (len(gallery) - compared.own) // (1 + itself))
+    space = _space(loss, compared)
     sums = [_Sum(query, gallery, moves_gallery and not twice) for _ in range(1 + (loss.normalised == "batch"))]
-    for rows, x, terms in _blocks(loss, space, labels, gallery_labels, chosen, query_items, gallery_items, own):
+    for rows, x, terms in _blocks(loss, compared, space, chosen):
         if loss.normalised == "batch":
             derivatives = _add_pairs(sums, terms)
         else:
@@ -243,29 +242,27 @@ def _stream(
     return value, to_query, to_gallery
 
 
+def _space(loss: Streamed, compared: Compared) -> "_Distances | _Similarities":
+    return _Distances(compared) if loss.coordinate == "distance" else _Similarities(compared)
+
+
 def _blocks(
-    loss: Streamed,
-    space: "_Distances | _Similarities",
-    labels: Tensor,
-    gallery_labels: Tensor,
-    chosen: Tensor | None,
-    query_items: Tensor | None,
-    gallery_items: Tensor | None,
-    own: bool,
+    loss: Streamed, compared: Compared, space: "_Distances | _Similarities", chosen: Tensor | None
 ) -> Iterator[tuple[slice, Tensor, Terms]]:
     """The rows of each block, its distances or similarities, and what the loss makes of them."""
-    height = loss.block_rows or max(_ENTRIES // max(len(gallery_labels), 1), 16)
-    for rows in (slice(i, min(i + height, len(labels))) for i in range(0, len(labels), height)):
+    count, size = len(compared.labels), len(compared.gallery_labels)
+    height = loss.block_rows or max(_ENTRIES // max(size, 1), 16)
+    for rows in (slice(i, min(i + height, count)) for i in range(0, count, height)):
         x = space.block(rows)
-        positive = labels[rows, None] == gallery_labels
+        positive = compared.labels[rows, None] == compared.gallery_labels
         negative = ~positive
-        if own:
+        if compared.own:
             positive.diagonal(rows.start).fill_(False)
         if chosen is not None:
             positive &= chosen[rows]
             negative &= chosen[rows]
-        items = None if query_items is None else query_items[rows]
-        yield rows, x, loss.terms(x, positive, negative, items, gallery_items)
+        items = None if compared.items is None else compared.items[rows]
+        yield rows, x, loss.terms(x, positive, negative, items, compared.gallery_items)
 
 
 class _Sum:
@@ -320,8 +317,8 @@ def _add_rows(total: _Sum, terms: Terms, loss: Streamed, shares: tuple[float, fl
 class _Similarities:
     """s_ij = f_i . g_j"""
 
-    def __init__(self, query: Tensor, gallery: Tensor, labels: Tensor, gallery_labels: Tensor) -> None:
-        self.query, self.gallery = query, gallery
+    def __init__(self, compared: Compared) -> None:
+        self.query, self.gallery = compared.query, compared.gallery
 
     def block(self, rows: slice) -> Tensor:
         return self.query[rows] @ self.gallery.T
@@ -335,9 +332,9 @@ class _Similarities:
 class _Distances:
     """d_ij = ||f_i - g_j||, about the gallery's mean, small ones from the differences."""
 
-    def __init__(self, query: Tensor, gallery: Tensor, labels: Tensor, gallery_labels: Tensor) -> None:
-        self.exact = query, gallery
-        self.labels = labels, gallery_labels
+    def __init__(self, compared: Compared) -> None:
+        query, gallery = self.exact = compared.query, compared.gallery
+        self.labels = compared.labels, compared.gallery_labels
         centre = gallery.mean(0)
         self.query = query - centre
         self.gallery = self.query if gallery is query else gallery - centre
@@ -390,9 +387,6 @@ class _Distances:
             return difference / torch.where(length > 0, length, 1)
         apart = _outward(labels, difference) - _outward(gallery_labels, difference)
         return torch.nn.functional.normalize(torch.where(length > 0, difference / length, apart), dim=1)
-
-
-_SPACES: dict[str, type[_Distances] | type[_Similarities]] = {"distance": _Distances, "similarity": _Similarities}
 
 
 def _may_count(x: Tensor) -> bool:

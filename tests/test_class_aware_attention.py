@@ -83,6 +83,15 @@ def test_edges(form, dtype):
         assert x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("form", ["poster", "released"])
+def test_autocast_changes_nothing(form):
+    caa, x, labels = ClassAwareAttention(3, 4, form), torch.randn(5, 4), torch.arange(5) % 3
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = caa(x, labels), caa.attention(x, labels)
+    assert torch.equal(inside[0], caa(x, labels))
+    assert torch.equal(inside[1], caa.attention(x, labels))
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="'poster' or 'released', got 'x'"):
         ClassAwareAttention(3, 4, "x")

@@ -57,7 +57,7 @@ def test_the_derivative_on_pairs_is_their_direction_times_their_weight(row, mine
         chosen = torch.rand(len(x), len(x), generator=torch.Generator().manual_seed(1)) < 0.6
         pairs = [mask & chosen for mask in pairs]
         indices = (*pairs[0].nonzero(as_tuple=True), *pairs[1].nonzero(as_tuple=True))
-    weights, scores = (part(between.detach(), *pairs) for part in (loss.weights, loss.scores))
+    weights, scores = (part(between, *pairs) for part in (loss.weights, loss.scores))
     pull = 1 if loss.coordinate == "distance" else -1
     surrogate = 0
     for sign, share, w, score in zip((pull, -pull), loss.shares(len(x) * (len(x) - 1)), weights, scores, strict=True):

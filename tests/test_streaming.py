@@ -1,5 +1,7 @@
 """The one operator that all losses on pairs are computed by: small distances, coincident pairs, blocks, edges."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -162,10 +164,22 @@ def test_products_are_formed_in_full_precision_whatever_the_program_allows(allow
     try:
         with torch.autocast("cpu", torch.bfloat16):
             PrecisionSeen()(torch.randn(6, 4), torch.arange(6) % 2)
-        assert PrecisionSeen.seen.pop() == ("highest", False)
+        assert PrecisionSeen.seen.pop() == (False, False)
         assert torch.get_float32_matmul_precision() == allowed
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch sets precisions by one name only")
+def test_precisions_may_be_set_by_their_newer_names():
+    code = """if True:
+        import torch
+        from metricweight.losses import RankedListLoss
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert RankedListLoss()(torch.randn(6, 4), torch.arange(6) % 2).isfinite()
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class PrecisionSeen(RankedListLoss):
@@ -174,7 +188,10 @@ class PrecisionSeen(RankedListLoss):
     seen: ClassVar[list] = []
 
     def terms(self, *args):
-        self.seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+        product = torch.backends.cuda.matmul
+        newer = hasattr(torch.backends, "fp32_precision")
+        reduced = product.fp32_precision if newer else product.allow_tf32
+        self.seen.append((reduced in ("tf32", "bf16", True), torch.is_autocast_enabled("cpu")))
         return super().terms(*args)
 
 

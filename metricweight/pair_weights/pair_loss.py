@@ -144,12 +144,20 @@ class PairLoss(nn.Module):
         chosen  [B, G]  bool: the candidates; None: all pairs
         own             the first B of the gallery are the batch, and nobody is paired with himself
         """
-        query, gallery, labels, gallery_labels, items, gallery_items = self._compared(
-            embeddings, labels, ref_emb, ref_labels
-        )
-        moves_gallery = self.gallery == "free" and (gallery is None or gallery.requires_grad)
+        compared = self._compared(embeddings, labels, ref_emb, ref_labels, own)
+        itself = ref_emb is None
+        moves_gallery = self.gallery == "free" and (itself or compared.gallery.requires_grad)
         value: Tensor = streaming.pairs(
-            query, gallery, labels, gallery_labels, chosen, items, gallery_items, own, moves_gallery, self._key
+            compared.query,
+            None if itself else compared.gallery,
+            compared.labels,
+            None if itself else compared.gallery_labels,
+            compared.items,
+            None if itself else compared.gallery_items,
+            own,
+            chosen,
+            moves_gallery,
+            self._key,
         )[0]
         return value
 
@@ -157,26 +165,23 @@ class PairLoss(nn.Module):
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
     ) -> tuple[PairWeights, PairWeights]:
         """`scores` and `weights` of all pairs of a batch, [B, G] each."""
-        own = ref_emb is None or ref_emb is embeddings
-        query, gallery, labels, gallery_labels, items, gallery_items = self._compared(
-            embeddings, labels, *((None, None) if own else (ref_emb, ref_labels))
-        )
-        if gallery is None or gallery_labels is None:
-            gallery, gallery_labels, gallery_items = query, labels, items
-        return streaming.dense(self, query, gallery, labels, gallery_labels, items, gallery_items, own)
+        if ref_emb is embeddings:
+            ref_emb = ref_labels = None
+        return streaming.dense(self, self._compared(embeddings, labels, ref_emb, ref_labels, own=ref_emb is None))
 
     def _compared(
-        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """What is compared with what: embeddings, labels and items of the batch and of its gallery, if it has one."""
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None, own: bool
+    ) -> streaming.Compared:
         query, labels = self._space(embeddings, labels)
         items = self.items(embeddings, labels)
         if ref_emb is None or ref_labels is None:
-            return query, None, labels, None, items, None
+            return streaming.Compared(query, query, labels, labels, items, items, own)
         gallery, ref_labels = self._space(ref_emb, ref_labels, "ref_emb, ref_labels")
         if ref_emb.shape[1] != embeddings.shape[1]:
             raise InputError(f"ref_emb must be [G, {embeddings.shape[1]}] to be compared, got {list(ref_emb.shape)}.")
-        return query, gallery.to(query), labels, ref_labels.to(query.device), items, self.items(ref_emb, ref_labels)
+        ref_labels = ref_labels.to(query.device)
+        gallery_items = self.items(ref_emb, ref_labels)
+        return streaming.Compared(query, gallery.to(query), labels, ref_labels, items, gallery_items, own)
 
     def _space(self, embeddings: Tensor, labels: Tensor, names: str = "embeddings, labels") -> tuple[Tensor, Tensor]:
         check_embeddings(embeddings, labels, names=names)
