@@ -34,7 +34,10 @@ from metricweight.pairs import PairWeights
 _CLOSE = 1e-2
 _NEAREST = 16
 _ENTRIES = 2**20  # of a block
-_DIFFERENCES = 2**22  # numbers in a list of f_i - g_j
+_DIFFERENCES = 2**20  # numbers in a list of f_i - g_j
+_FEW = 64  # one pair in so many is cheaper to list than to multiply
+
+Listed = tuple[Tensor, Tensor]  # rows and columns of some pairs
 
 
 class Compared(NamedTuple):
@@ -131,7 +134,9 @@ def _(
 def dense(loss: Streamed, compared: Compared) -> tuple[PairWeights, PairWeights]:
     """Scores and weights of all pairs, [B, G] each, as `pairs` uses them block by block: for miners."""
     with _full_precision(compared.query.device.type):
-        found = [(terms.scores, terms.weights) for _, _, terms in _blocks(loss, compared, _space(loss, compared), None)]
+        space = _space(loss, compared)
+        blocks = (_block(loss, compared, space, None, rows)[2] for rows in _blocks(loss, compared))
+        found = [(terms.scores, terms.weights) for terms in blocks]
     empty = compared.query.new_zeros(0, len(compared.gallery))
     scores, weights = (
         PairWeights(*(torch.cat([empty, *(block[part][side] for block in found)]) for side in (0, 1)))
@@ -226,19 +231,19 @@ def _stream(
     shares = loss.shares(len(query) * (len(gallery) - compared.own) // (1 + itself))
     space = _space(loss, compared)
     sums = [_Sum(query, gallery, moves_gallery and not twice) for _ in range(1 + (loss.normalised == "batch"))]
-    for rows, x, terms in _blocks(loss, compared, space, chosen):
+    for rows in _blocks(loss, compared):
+        x, positive, terms = _block(loss, compared, space, chosen, rows)
         if loss.normalised == "batch":
-            derivatives = _add_pairs(sums, terms)
+            _add_pairs(sums, terms, space, x, positive, rows)
         else:
-            derivatives = [_add_rows(sums[0], terms, loss, shares)]
-        for total, w in zip(sums, derivatives, strict=True):
-            space.add_gradient(total, w, x, rows)
+            space.add_gradient(sums[0], _add_rows(sums[0], terms, loss, shares), x, rows)
+        del x, positive, terms  # before those of the next block
     for share, total in zip(shares if loss.normalised == "batch" else (1.0,), sums, strict=True):
         factor = share / torch.where(total.mass > 0, total.mass, 1)
         value += factor * total.value
-        to_query += factor * (1 + twice) * total.to_query
+        to_query.addcmul_(total.to_query, factor, value=1 + twice)
         if total.to_gallery is not None:
-            (to_query if itself else to_gallery).add_(factor * total.to_gallery)
+            (to_query if itself else to_gallery).addcmul_(total.to_gallery, factor)
     return value, to_query, to_gallery
 
 
@@ -246,23 +251,56 @@ def _space(loss: Streamed, compared: Compared) -> "_Distances | _Similarities":
     return _Distances(compared) if loss.coordinate == "distance" else _Similarities(compared)
 
 
-def _blocks(
-    loss: Streamed, compared: Compared, space: "_Distances | _Similarities", chosen: Tensor | None
-) -> Iterator[tuple[slice, Tensor, Terms]]:
-    """The rows of each block, its distances or similarities, and what the loss makes of them."""
-    count, size = len(compared.labels), len(compared.gallery_labels)
+def _blocks(loss: Streamed, compared: Compared) -> Iterator[slice]:
+    count, size = len(compared.query), len(compared.gallery)
     height = loss.block_rows or max(_ENTRIES // max(size, 1), 16)
-    for rows in (slice(i, min(i + height, count)) for i in range(0, count, height)):
-        x = space.block(rows)
-        positive = compared.labels[rows, None] == compared.gallery_labels
-        negative = ~positive
-        if compared.own:
-            positive.diagonal(rows.start).fill_(False)
-        if chosen is not None:
-            positive &= chosen[rows]
-            negative &= chosen[rows]
-        items = None if compared.items is None else compared.items[rows]
-        yield rows, x, loss.terms(x, positive, negative, items, compared.gallery_items)
+    return (slice(i, min(i + height, count)) for i in range(0, count, height))
+
+
+def _block(
+    loss: Streamed,
+    compared: Compared,
+    space: "_Distances | _Similarities",
+    chosen: Tensor | None,
+    rows: slice,
+) -> tuple[Tensor, Tensor, Terms]:
+    """The distances or similarities of a block, its positive pairs, and what the loss makes of it."""
+    x = space.block(rows)
+    positive = numbers(compared.labels[rows, None] == compared.gallery_labels, x)
+    negative = 1 - positive
+    if compared.own:
+        positive.diagonal(rows.start).fill_(0)
+    if chosen is not None:
+        candidates = numbers(chosen[rows], x)
+        positive *= candidates
+        negative *= candidates
+    items = None if compared.items is None else compared.items[rows]
+    return x, positive, loss.terms(x, positive, negative, items, compared.gallery_items)
+
+
+def numbers(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask [b, G] as 1 and 0 in the dtype of `like`, with which arithmetic is several times as fast as with bool."""
+    return mask.contiguous().view(torch.uint8).to(like.dtype)
+
+
+def only(x: Tensor, mask: Tensor, otherwise: float) -> Tensor:
+    """`x` where the mask, of 1 and 0, is 1, and elsewhere a number as large as finfo.max or finfo.min."""
+    return torch.add(x, 1 - mask, alpha=otherwise)
+
+
+def exponentials(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(x - top) where the mask is 1, [b, G], its row sums and top, the row's largest there, [b, 1]. A row without
+    any is all zeros, its sum finfo.tiny and its top finfo.min."""
+    masked = only(x, mask, torch.finfo(x.dtype).min)
+    top = masked.amax(1, keepdim=True)
+    found = exponential_(masked.sub_(top)).mul_(mask)
+    return found, found.sum(1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny), top
+
+
+def exponential_(x: Tensor) -> Tensor:
+    """exp(x), in place, for x measured from a row's largest: below exp(-80), in float64 exp(-700), nothing counts, and
+    exp is several times slower there. So what is not meant to count must be set to 0 afterwards."""
+    return x.clamp_(min=-80 if x.dtype == torch.float32 else -700).exp_()
 
 
 class _Sum:
@@ -286,12 +324,20 @@ class _Sum:
         return (log_mass - unit).exp()
 
 
-def _add_pairs(sums: list[_Sum], terms: Terms) -> list[Tensor]:
-    """Normalised over the batch: positives and negatives have a sum each."""
+def _add_pairs(
+    sums: list[_Sum], terms: Terms, space: "_Distances | _Similarities", x: Tensor, positive: Tensor, rows: slice
+) -> None:
+    """Normalised over the batch: positives and negatives have a sum each. Positives are few, as a rule: then they are
+    added one by one."""
     for total, value, scores in zip(sums, terms.value, terms.scores, strict=True):
         total.value += value.sum()
         total.mass += scores.sum()
-    return [terms.weights.positive, -terms.weights.negative]
+    listed = positive.nonzero(as_tuple=True) if _may_count(x) else ()
+    if listed and len(listed[0]) * _FEW <= positive.numel():
+        space.add_listed(sums[0], terms.weights.positive, listed, rows)  # type: ignore[arg-type]
+    else:
+        space.add_gradient(sums[0], terms.weights.positive, x, rows)
+    space.add_gradient(sums[1], terms.weights.negative.neg(), x, rows)
 
 
 def _add_rows(total: _Sum, terms: Terms, loss: Streamed, shares: tuple[float, float]) -> Tensor:
@@ -324,9 +370,19 @@ class _Similarities:
         return self.query[rows] @ self.gallery.T
 
     def add_gradient(self, total: _Sum, w: Tensor, similarity: Tensor, rows: slice) -> None:
+        """Adds sum_j W_ij ds_ij for all of a block's pairs; `w` is W with its sign turned."""
         total.to_query[rows].addmm_(w, self.gallery, alpha=-1)
         if total.to_gallery is not None:
             total.to_gallery.addmm_(w.T, self.query[rows], alpha=-1)
+
+    def add_listed(self, total: _Sum, w: Tensor, listed: Listed, rows: slice) -> None:
+        """The same for some of them."""
+        query = self.query[rows]
+        for row, column in _some_at_a_time(listed, query):
+            factor = w[row, column][:, None]
+            total.to_query[rows].index_add_(0, row, factor * self.gallery[column], alpha=-1)
+            if total.to_gallery is not None:
+                total.to_gallery.index_add_(0, column, factor * query[row], alpha=-1)
 
 
 class _Distances:
@@ -335,62 +391,77 @@ class _Distances:
     def __init__(self, compared: Compared) -> None:
         query, gallery = self.exact = compared.query, compared.gallery
         self.labels = compared.labels, compared.gallery_labels
+        self.own = compared.own
         centre = gallery.mean(0)
         self.query = query - centre
         self.gallery = self.query if gallery is query else gallery - centre
         self.square = self.query.square().sum(1), self.gallery.square().sum(1)
-        self.close: tuple[Tensor, Tensor]  # rows and columns of the block's close pairs
+        self.close: Listed  # the block's close pairs
 
     def block(self, rows: slice) -> Tensor:
         sizes = self.square[0][rows, None] + self.square[1]
         squared = torch.addmm(sizes, self.query[rows], self.gallery.T, alpha=-2)
+        if self.own:
+            squared.diagonal(rows.start).fill_(4)  # not looked at
         if _may_count(squared):
-            self.close = (squared <= sizes.mul_(_CLOSE)).nonzero(as_tuple=True)  # type: ignore[assignment]
+            apart = sizes.mul_(-_CLOSE).add_(squared)
+            near = (apart.amin(1) <= 0).nonzero()[:, 0]
+            row, column = (apart[near] <= 0).nonzero(as_tuple=True)
+            self.close = near[row], column
         else:
-            columns = squared.topk(min(_NEAREST, squared.shape[1]), largest=False).indices
-            self.close = (
-                torch.arange(len(columns), device=columns.device).repeat_interleave(columns.shape[1]),
-                columns.flatten(),
-            )
+            column = squared.topk(min(_NEAREST, squared.shape[1]), largest=False).indices
+            row = torch.arange(len(column), device=column.device).repeat_interleave(column.shape[1])
+            self.close = row, column.flatten()
             squared = torch.maximum(squared, sizes.mul_(torch.finfo(sizes.dtype).eps))
-        for at, difference in self._differences(rows):
-            squared[at] = difference.square().sum(1)
+        for at in _some_at_a_time(self.close, self.query):
+            squared[at] = self._difference(at, rows).square().sum(1)
         return squared.sqrt_()
 
     def add_gradient(self, total: _Sum, w: Tensor, distance: Tensor, rows: slice) -> None:
-        coefficient = w / distance
+        """Adds sum_j W_ij dd_ij for all of a block's pairs; `w` is W, and is used up."""
+        self.add_listed(total, w, self.close, rows)
+        coefficient = w.div_(distance)
         coefficient[self.close] = 0
         query = self.query[rows]
-        total.to_query[rows].add_(coefficient.sum(1, keepdim=True) * query).addmm_(coefficient, self.gallery, alpha=-1)
+        total.to_query[rows].addcmul_(coefficient.sum(1, keepdim=True), query).addmm_(
+            coefficient, self.gallery, alpha=-1
+        )
         if total.to_gallery is not None:
-            total.to_gallery.add_(coefficient.sum(0)[:, None] * self.gallery).addmm_(coefficient.T, query, alpha=-1)
-        for at, difference in self._differences(rows):
-            pull = w[at][:, None] * self._directions(at, difference, rows)
+            total.to_gallery.addcmul_(coefficient.sum(0)[:, None], self.gallery).addmm_(coefficient.T, query, alpha=-1)
+
+    def add_listed(self, total: _Sum, w: Tensor, listed: Listed, rows: slice) -> None:
+        """The same for some of them, from their differences."""
+        for at in _some_at_a_time(listed, self.query):
+            pull = w[at][:, None] * self._direction(at, rows)
             total.to_query[rows].index_add_(0, at[0], pull)
             if total.to_gallery is not None:
                 total.to_gallery.index_add_(0, at[1], pull, alpha=-1)
 
-    def _differences(self, rows: slice) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
-        """The block's close pairs with their f_i - g_j, some at a time."""
+    def _difference(self, at: Listed, rows: slice) -> Tensor:
+        """f_i - g_j of listed pairs, [P, D]."""
         query, gallery = self.exact
-        row, column = self.close
-        height = max(_DIFFERENCES // query.shape[1], 1)
-        for i in range(0, len(row), height):
-            at = row[i : i + height], column[i : i + height]
-            yield at, query[rows][at[0]] - gallery[at[1]]
+        return query[rows][at[0]] - gallery[at[1]]
 
-    def _directions(self, at: tuple[Tensor, Tensor], difference: Tensor, rows: slice) -> Tensor:
+    def _direction(self, at: Listed, rows: slice) -> Tensor:
         """Unit vectors (f_i - g_j) / d_ij; where d_ij = 0, those in which two classes come apart."""
-        labels, gallery_labels = self.labels[0][rows][at[0]], self.labels[1][at[1]]
+        difference = self._difference(at, rows)
         length = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
+        labels, gallery_labels = self.labels[0][rows][at[0]], self.labels[1][at[1]]
         if _may_count(length) and not ((length[:, 0] == 0) & (labels != gallery_labels)).any():
             return difference / torch.where(length > 0, length, 1)
         apart = _outward(labels, difference) - _outward(gallery_labels, difference)
         return torch.nn.functional.normalize(torch.where(length > 0, difference / length, apart), dim=1)
 
 
+def _some_at_a_time(listed: Listed, like: Tensor) -> Iterator[Listed]:
+    """A list of pairs in parts, each small enough for a few [P, D]."""
+    row, column = listed
+    height = max(_DIFFERENCES // like.shape[1], 1)
+    return ((row[i : i + height], column[i : i + height]) for i in range(0, len(row), height))
+
+
 def _may_count(x: Tensor) -> bool:
-    """Whether the number of close pairs can be known without waiting for it."""
+    """Whether the number of listed pairs can be known without waiting for it."""
     return x.is_cpu
 
 

@@ -49,9 +49,8 @@ class BinomialDevianceLoss(PairLoss):
     def terms(
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
     ) -> Terms:
-        scores = PairWeights(positive.to(x.dtype), negative.to(x.dtype))
-        pulled, pushed = x.new_full((), -self.alpha), x.new_full((), self.alpha * self.cost)
-        wrong = torch.where(positive, pulled, pushed).mul_(x - self.beta)
+        scores = PairWeights(positive, negative)
+        wrong = (self.alpha * self.cost * negative).sub_(positive, alpha=self.alpha).mul_(x - self.beta)
         slope = wrong.sigmoid()
         deviance = -F.logsigmoid(wrong.neg_())
         weights = PairWeights(self.alpha * scores.positive * slope, self.alpha * self.cost * scores.negative * slope)

@@ -42,8 +42,8 @@ class ContrastiveLoss(PairLoss):
     def terms(
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
     ) -> Terms:
-        pull = torch.where(positive, x - self.positive_margin, 0.0).relu_()
-        push = torch.where(negative, self.negative_margin - x, 0.0).relu_()
+        pull = (x - self.positive_margin).relu_().mul_(positive)
+        push = (self.negative_margin - x).relu_().mul_(negative)
         scores = PairWeights(pull.sign(), push.sign())
         if not self.squared:
             return Terms(scores, scores, PairWeights(pull.sum(1), push.sum(1)))

@@ -56,8 +56,10 @@ class GeneralRobustLoss(PairLoss):
     def terms(
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
     ) -> Terms:
-        h = torch.where(positive, x - (self.boundary - self.margin), self.boundary - x).relu_()
-        scores = [torch.where(kind, h, 0.0).sign_() for kind in (positive, negative)]
+        h = (x - (self.boundary - self.margin)).relu_().mul_(positive)
+        h += (self.boundary - x).relu_().mul_(negative)
+        violated = h.sign()
+        scores = [kind * violated for kind in (positive, negative)]
         rho, influence = _general_robust(h.div_(self.scale), self.alpha)
         influence /= self.scale
         weights = (kind * influence for kind in scores)

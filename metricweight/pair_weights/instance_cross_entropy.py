@@ -10,7 +10,7 @@ from torch import Tensor
 from metricweight.checks import InputError
 from metricweight.pair_weights.pair_loss import PairLoss
 from metricweight.pairs import PairWeights
-from metricweight.streaming import Terms
+from metricweight.streaming import Terms, exponentials
 
 
 @dataclass(eq=False, repr=False)
@@ -52,12 +52,12 @@ class InstanceCrossEntropyLoss(PairLoss):
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
     ) -> Terms:
         logits = self.scale * x
-        others = logits.masked_fill(~negative, torch.finfo(x.dtype).min)
-        log_sum = others.logsumexp(1, keepdim=True)
-        log_odds = torch.where(positive, log_sum - logits, torch.finfo(x.dtype).min)  # of the negatives
-        pull = log_odds.sigmoid()
-        push = others.sub_(log_sum).exp_().mul_(negative).mul_(pull.sum(1, keepdim=True))
-        value = F.softplus(log_odds).sum(1)
+        push, total, top = exponentials(logits, negative)
+        log_odds = (top + total.log()).sub(logits).clamp_(min=torch.finfo(x.dtype).min)  # of the negatives
+        log_p = F.logsigmoid(log_odds.mul_(positive).neg_())
+        pull = log_p.expm1().neg_().mul_(positive)
+        push *= pull.sum(1, keepdim=True) / total
+        value = -torch.linalg.vecdot(log_p, positive)
         scores = PairWeights(pull, push)
         factor = 1 / self.scale if self.normalise else 1.0
         weights = scores if self.normalise else PairWeights(self.scale * pull, self.scale * push)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metricweight.pair_weights.pair_loss import PairLoss
 from metricweight.pairs import PairWeights
-from metricweight.streaming import Terms
+from metricweight.streaming import Terms, exponentials
 
 
 @dataclass(eq=False, repr=False)
@@ -37,17 +37,9 @@ class LiftedStructureLoss(PairLoss):
     def terms(
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
     ) -> Terms:
-        pull, pull_sum, farthest = _exponentials(x, positive)
-        push, push_sum, nearest = _exponentials(-x, negative)
+        pull, pull_sum, farthest = exponentials(x, positive)
+        push, push_sum, nearest = exponentials(-x, negative)
         hinge = (farthest + pull_sum.log() + nearest + push_sum.log() + self.margin).relu_()
         violated = hinge.sign()
         scores = PairWeights(pull.mul_(violated / pull_sum), push.mul_(violated / push_sum))
         return Terms(scores, scores, PairWeights(hinge[:, 0], torch.zeros_like(hinge[:, 0])))
-
-
-def _exponentials(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(x - top) [b, G], its row sums and top, the row's largest, [b, 1]; top is finfo.min where there is none."""
-    masked = x.masked_fill(~mask, torch.finfo(x.dtype).min)
-    top = masked.amax(1, keepdim=True)
-    exponentials = masked.sub_(top).exp_()
-    return exponentials, exponentials.sum(1, keepdim=True), top

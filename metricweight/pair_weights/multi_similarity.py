@@ -9,7 +9,7 @@ from torch import Tensor
 from metricweight.checks import InputError
 from metricweight.pair_weights.pair_loss import PairLoss
 from metricweight.pairs import PairWeights
-from metricweight.streaming import Terms
+from metricweight.streaming import Terms, exponential_, only
 
 
 @dataclass(eq=False, repr=False)
@@ -52,10 +52,10 @@ class MultiSimilarityLoss(PairLoss):
     ) -> Terms:
         if self.epsilon is not None:
             largest = torch.finfo(x.dtype).max  # not inf, for empty rows
-            farthest = x.masked_fill(~positive, largest).amin(1, keepdim=True)
-            nearest = x.masked_fill(~negative, -largest).amax(1, keepdim=True)
-            positive = positive & (x < nearest + self.epsilon)
-            negative = negative & (x > farthest - self.epsilon)
+            farthest = only(x, positive, largest).amin(1, keepdim=True)
+            nearest = only(x, negative, -largest).amax(1, keepdim=True)
+            positive = positive * (x < nearest + self.epsilon)
+            negative = negative * (x > farthest - self.epsilon)
         pull, pulled = _soft_hardest(self.base - x, positive, self.alpha)
         push, pushed = _soft_hardest(x - self.base, negative, self.beta)
         scores = PairWeights(pull, push)
@@ -64,8 +64,8 @@ class MultiSimilarityLoss(PairLoss):
 
 def _soft_hardest(wrong: Tensor, mask: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
     """1/sharpness log(1 + sum_j exp(sharpness wrong_ij)) of each row, and its derivative."""
-    masked = wrong.masked_fill_(~mask, torch.finfo(wrong.dtype).min)
+    masked = only(wrong, mask, torch.finfo(wrong.dtype).min)
     top = masked.amax(1, keepdim=True).clamp_(min=0)
-    exponentials = masked.sub_(top).mul_(sharpness).exp_()
+    exponentials = exponential_(masked.sub_(top).mul_(sharpness)).mul_(mask)
     total = exponentials.sum(1, keepdim=True).add_((-sharpness * top).exp())
     return exponentials.div_(total), (top + total.log() / sharpness)[:, 0]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metricweight.pair_weights.pair_loss import PairLoss
 from metricweight.pairs import PairWeights
-from metricweight.streaming import Terms
+from metricweight.streaming import Terms, exponentials
 
 
 @dataclass(eq=False, repr=False)
@@ -38,15 +38,12 @@ class NPairLoss(PairLoss):
     def terms(
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
     ) -> Terms:
-        lowest = torch.finfo(x.dtype).min  # not -inf, for empty rows
-        push = x.masked_fill(~negative, lowest)
-        top = push.amax(1, keepdim=True)
-        push = push.sub_(top).exp_()
-        total = push.sum(1, keepdim=True)
-        log_odds = torch.where(positive, top + total.log() - x, lowest)  # of the negatives
-        share = positive.sum(1, keepdim=True, dtype=x.dtype).clamp_(min=1).reciprocal_()
-        pull = log_odds.sigmoid().mul_(share)
-        push = push.mul_(pull.sum(1, keepdim=True) / total)
-        value = -F.logsigmoid(log_odds.neg_()).sum(1) * share[:, 0]
+        push, total, top = exponentials(x, negative)
+        log_odds = (top + total.log()).sub(x).clamp_(min=torch.finfo(x.dtype).min)  # of the negatives
+        log_p = F.logsigmoid(log_odds.mul_(positive).neg_())
+        share = positive.sum(1, keepdim=True).clamp_(min=1).reciprocal_()
+        pull = log_p.expm1().neg_().mul_(positive).mul_(share)
+        push *= pull.sum(1, keepdim=True) / total
+        value = -torch.linalg.vecdot(log_p, positive) * share[:, 0]
         scores = PairWeights(pull, push)
         return Terms(scores, scores, PairWeights(value, torch.zeros_like(value)))

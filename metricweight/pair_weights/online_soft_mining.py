@@ -10,7 +10,7 @@ from metricweight.checks import InputError
 from metricweight.pair_weights.class_aware_attention import ClassAwareAttention
 from metricweight.pair_weights.pair_loss import PairLoss
 from metricweight.pairs import PairWeights
-from metricweight.streaming import Terms
+from metricweight.streaming import Terms, exponential_
 
 
 @dataclass(eq=False, repr=False)
@@ -60,8 +60,9 @@ class OnlineSoftMiningLoss(PairLoss):
     def terms(
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
     ) -> Terms:
-        hinge = torch.where(negative, self.margin - x, 0.0).relu_()
-        near = x.square().mul_(-1 / (self.sigma**2 * (2 if self.form == "released" else 1))).exp_().mul_(positive)
+        hinge = (self.margin - x).relu_().mul_(negative)
+        width = self.sigma**2 * (2 if self.form == "released" else 1)
+        near = exponential_(x.square().mul_(-1 / width)).mul_(positive)
         soft = hinge
         if query is not None and gallery is not None:
             attention = torch.minimum(query[:, None], gallery)

@@ -73,7 +73,7 @@ class PairLoss(nn.Module):
     def terms(
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
     ) -> streaming.Terms:
-        """What the loss makes of a block; the arguments are those of `weights`."""
+        """What the loss makes of a block: the arguments of `weights`, but masks are 1 and 0 in the dtype of `x`."""
         raise NotImplementedError
 
     def shares(self, pairs: int) -> tuple[float, float]:
@@ -100,7 +100,7 @@ class PairLoss(nn.Module):
 
         Up to a factor per row where the loss is normalised by row.
         """
-        return self.terms(x.detach(), positive, negative, query, gallery).weights
+        return self._terms(x, positive, negative, query, gallery).weights
 
     def scores(
         self,
@@ -111,7 +111,10 @@ class PairLoss(nn.Module):
         gallery: Tensor | None = None,
     ) -> PairWeights:
         """The mining factor alone, how much each pair counts: `weights` without the slope of the potential."""
-        return self.terms(x.detach(), positive, negative, query, gallery).scores
+        return self._terms(x, positive, negative, query, gallery).scores
+
+    def _terms(self, x: Tensor, positive: Tensor, negative: Tensor, *items: Tensor | None) -> streaming.Terms:
+        return self.terms(x.detach(), *(streaming.numbers(mask.bool(), x) for mask in (positive, negative)), *items)
 
     def forward(
         self,

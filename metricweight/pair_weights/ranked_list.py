@@ -9,7 +9,7 @@ from torch import Tensor
 from metricweight.checks import InputError
 from metricweight.pair_weights.pair_loss import PairLoss
 from metricweight.pairs import PairWeights
-from metricweight.streaming import Terms
+from metricweight.streaming import Terms, exponential_, only
 
 
 @dataclass(eq=False, repr=False)
@@ -78,12 +78,12 @@ class RankedListLoss(PairLoss):
 
 
 def _weighted(residual: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """w = exp(temperature (h - scale)) of the violations, sum_j w h, and temperature times the row's scale."""
-    h = torch.where(mask, residual, 0.0).relu_()
-    violated = h > 0
+    """w = exp(temperature h - scale) of the violations, sum_j w h, and the row's scale."""
+    h = residual.relu_().mul_(mask)
+    violated = h.sign()
     if temperature == 0:
-        return violated.to(h.dtype), h.sum(1), torch.zeros_like(h[:, 0])
-    exponent = (temperature * h).masked_fill_(~violated, torch.finfo(h.dtype).min)  # not -inf, for empty rows
+        return violated, h.sum(1), torch.zeros_like(h[:, 0])
+    exponent = only(temperature * h, violated, torch.finfo(h.dtype).min)
     scale = exponent.amax(1)
-    w = exponent.sub_(scale[:, None]).exp_().mul_(violated)
+    w = exponential_(exponent.sub_(scale[:, None])).mul_(violated)
     return w, torch.linalg.vecdot(w, h), scale

@@ -10,7 +10,7 @@ from torch import Tensor
 from metricweight.checks import InputError
 from metricweight.pair_weights.pair_loss import PairLoss
 from metricweight.pairs import PairWeights
-from metricweight.streaming import Terms
+from metricweight.streaming import Terms, only
 
 _MINING = ("batch_hard", "semi_hard", "distance_weighted")
 
@@ -92,7 +92,7 @@ class TripletLoss(PairLoss):
 
 def _batch_hard(x: Tensor, positive: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
     largest = torch.finfo(x.dtype).max  # not inf, for empty rows
-    positives, negatives = x.masked_fill(~positive, -largest), x.masked_fill(~negative, largest)
+    positives, negatives = only(x, positive, -largest), only(x, negative, largest)
     farthest, nearest = positives.amax(1, keepdim=True), negatives.amin(1, keepdim=True)
     hinge = (farthest - nearest + margin).relu_()
     pull, push = positives.eq_(farthest), negatives.eq_(nearest)
@@ -102,11 +102,11 @@ def _batch_hard(x: Tensor, positive: Tensor, negative: Tensor, margin: float) ->
 
 
 def _semi_hard(x: Tensor, positive: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
-    near, order = x.masked_fill(~negative, torch.finfo(x.dtype).max).sort(stable=True, dim=1)
+    near, order = only(x, negative, torch.finfo(x.dtype).max).sort(stable=True, dim=1)
     at = torch.searchsorted(near, x, right=True).clamp_(max=x.shape[1] - 1)
     chosen = near.gather(1, at)
-    hinge = torch.where(positive & (chosen > x), x - chosen + margin, 0.0).relu_()
-    share = 1 / _count(positive, x)
+    hinge = torch.where(chosen > x, x - chosen + margin, 0.0).relu_().mul_(positive)
+    share = 1 / _count(positive)
     pull = hinge.sign() * share
     push = torch.zeros_like(x).scatter_add_(1, order.gather(1, at), pull)
     return pull, push, (hinge * share).sum(1)
@@ -116,13 +116,13 @@ def _distance_weighted(
     x: Tensor, positive: Tensor, negative: Tensor, margin: float, dim: int, cutoff: float, farthest: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With negatives sorted, those too near for a positive are the first k: of q_n and q_n d_an, running sums do."""
-    drawn = negative & (x <= farthest)
-    near, order = x.masked_fill(~drawn, torch.finfo(x.dtype).max).sort(1)
+    drawn = negative * (x <= farthest)
+    near, order = only(x, drawn, torch.finfo(x.dtype).max).sort(1)
     q = _inverse_density(near.clamp(cutoff, farthest), dim).masked_fill_(near > farthest, torch.finfo(x.dtype).min)
     q = q.sub_(q.amax(1, keepdim=True)).exp_().masked_fill_(near > farthest, 0)
     q /= q.sum(1, keepdim=True).clamp(min=1)  # the largest is 1, unless there is none
     k = torch.searchsorted(near, x + margin)
-    share = positive / _count(positive, x)
+    share = positive / _count(positive)
     mass, moment = (F.pad(part.cumsum(1), (1, 0)).gather(1, k) for part in (q, q * near))
     pull = mass * share
     value = ((x + margin) * pull - moment * share).sum(1)
@@ -132,8 +132,8 @@ def _distance_weighted(
     return pull, push, value
 
 
-def _count(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.sum(1, keepdim=True, dtype=like.dtype).clamp_(min=1)
+def _count(mask: Tensor) -> Tensor:
+    return mask.sum(1, keepdim=True).clamp_(min=1)
 
 
 def _inverse_density(distance: Tensor, dim: int) -> Tensor:
