@@ -4,6 +4,7 @@ revises targets (`WEIGHTS`, `TARGETS`): those are written here from the papers."
 import copy
 import math
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -246,6 +247,18 @@ def test_compiles_without_a_graph_break_to_the_same_numbers(row):
     x, labels = batch(row)
     loss = row.build()
     compiled = torch.compile(copy.deepcopy(loss), fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x, labels), loss(x, labels))
+    assert torch.allclose(gradient(compiled, x, labels), gradient(loss, x, labels))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+@pytest.mark.parametrize("name", ["ranked_list", "instance_cross_entropy", "imae", "proselflc"])
+def test_the_default_compiler_makes_the_same_numbers_of_it(name):
+    torch.compiler.reset()
+    row = LOSSES[name]
+    x, labels = batch(row)
+    loss = row.build()
+    compiled = torch.compile(copy.deepcopy(loss), fullgraph=True)
     assert torch.allclose(compiled(x, labels), loss(x, labels))
     assert torch.allclose(gradient(compiled, x, labels), gradient(loss, x, labels))
 

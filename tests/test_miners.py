@@ -4,10 +4,11 @@ import pickle
 
 import pytest
 import torch
+from pytorch_metric_learning.losses import ContrastiveLoss as PmlContrastiveLoss
 
 import metricweight as mw
 from metricweight.losses import InstanceCrossEntropyLoss, OnlineSoftMiningLoss, RankedListLoss
-from metricweight.miners import InstanceMiner, OnlineSoftMiner, PairMiner, RankedListMiner
+from metricweight.miners import ClassAwareMiner, InstanceMiner, OnlineSoftMiner, PairMiner, RankedListMiner
 from metricweight.pairs import from_labels
 
 PAIRS = [
@@ -72,3 +73,26 @@ def test_the_ranked_list_miner_finds_what_breaks_the_ranking():
     a, p, b, n = RankedListMiner()(x, labels)
     assert p[a == 0].tolist() == [1]
     assert n[b == 0].tolist() == [2]
+
+
+def test_the_class_aware_miner_scores_a_pair_by_its_less_typical_member():
+    torch.manual_seed(0)
+    caa = mw.losses.ClassAwareAttention(4, 4).double()
+    x, labels = batch()
+    ref, ref_labels = batch(6, seed=1)
+    a, b = caa.attention(x, labels).tolist(), caa.attention(ref, ref_labels).tolist()
+    alone, beside = ClassAwareMiner(caa).scores(x, labels), ClassAwareMiner(caa).scores(x, labels, ref, ref_labels)
+    for i in range(15):
+        for j in range(15):
+            same = labels[i] == labels[j]
+            assert alone.positive[i, j] == (min(a[i], a[j]) if same and i != j else 0)
+            assert alone.negative[i, j] == (0 if same else min(a[i], a[j]))
+        for j in range(6):
+            assert beside[int(labels[i] != ref_labels[j])][i, j] == min(a[i], b[j])
+    loss_fn = PmlContrastiveLoss()
+    with mw.pml.attach(loss_fn, pair=ClassAwareMiner(caa)):
+        weighed = torch.autograd.grad(loss_fn(x, labels), x)[0]
+    assert not torch.allclose(weighed, torch.autograd.grad(loss_fn(x, labels), x)[0])
+    assert len(ClassAwareMiner(caa)(x, labels)[0]) == (alone.positive > 0).sum()
+    again = eval(repr(ClassAwareMiner(caa)), {**vars(mw.miners), **vars(mw.losses)})
+    assert repr(again) == repr(ClassAwareMiner(caa))

@@ -1,5 +1,12 @@
 """Miners: which pairs count, and how much."""
 
-from metricweight.miners.soft import InstanceMiner, OnlineSoftMiner, PairMiner, RankedListMiner
+from metricweight.miners.soft import (
+    ClassAwareMiner,
+    InstanceMiner,
+    OnlineSoftMiner,
+    PairMiner,
+    RankedListMiner,
+    SoftMiner,
+)
 
-__all__ = ["InstanceMiner", "OnlineSoftMiner", "PairMiner", "RankedListMiner"]
+__all__ = ["ClassAwareMiner", "InstanceMiner", "OnlineSoftMiner", "PairMiner", "RankedListMiner", "SoftMiner"]

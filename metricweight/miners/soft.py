@@ -1,4 +1,4 @@
-"""A miner from the weights of any loss on pairs."""
+"""Miners that know how much each pair counts."""
 
 import inspect
 from typing import Literal
@@ -11,20 +11,23 @@ from metricweight.pair_weights.instance_cross_entropy import InstanceCrossEntrop
 from metricweight.pair_weights.online_soft_mining import OnlineSoftMiningLoss
 from metricweight.pair_weights.pair_loss import PairLoss
 from metricweight.pair_weights.ranked_list import RankedListLoss
-from metricweight.pairs import PairWeights
+from metricweight.pairs import PairWeights, from_labels
 
 
-class PairMiner(nn.Module):
-    """Mines as a loss weighs.
+class SoftMiner(nn.Module):
+    """A miner that knows how much each pair counts.
 
     Called as `miner(embeddings [B, D], labels [B], ref_emb=None, ref_labels=None)` it returns the pairs whose score
     is not zero as (anchors, positives, anchors, negatives), which losses take as `indices_tuple`. How much each
-    counts is in `scores` and `weights`. Everything is a constant; an empty batch has no pairs.
+    counts is in `scores`: `mw.pml.attach(loss, pair=miner)` puts it into a loss of pytorch-metric-learning.
+    Everything is a constant; an empty batch has no pairs.
     """
 
-    def __init__(self, loss: PairLoss) -> None:
-        super().__init__()
-        self.loss = loss
+    def scores(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> PairWeights:
+        """How much each pair counts, [B, G] each: the mining factor alone, 0 where a pair is not used."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def forward(
@@ -33,11 +36,17 @@ class PairMiner(nn.Module):
         scores = self.scores(embeddings, labels, ref_emb, ref_labels)
         return *scores.positive.nonzero(as_tuple=True), *scores.negative.nonzero(as_tuple=True)  # type: ignore[return-value]
 
+
+class PairMiner(SoftMiner):
+    """Mines as a loss weighs."""
+
+    def __init__(self, loss: PairLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
     def scores(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
     ) -> PairWeights:
-        """How much each pair counts, [B, G] each: the mining factor alone. `mw.pml.attach(loss, pair=miner)` puts
-        it into a loss of pytorch-metric-learning."""
         return self.loss.matrices(embeddings, labels, ref_emb, ref_labels)[0]
 
     def weights(
@@ -93,3 +102,30 @@ class InstanceMiner(PairMiner):
 
     def __init__(self, scale: float = 16.0) -> None:
         super().__init__(InstanceCrossEntropyLoss(scale))
+
+
+class ClassAwareMiner(SoftMiner):
+    """All pairs, scored by the class-aware attention a_ij = min(a_i, a_j) alone.
+
+    attention  the `losses.ClassAwareAttention` that knows a_i; its class contexts learn by calling it as a loss
+    """
+
+    def __init__(self, attention: ClassAwareAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def scores(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> PairWeights:
+        labels = labels.to(embeddings.device)
+        query = gallery = self.attention.attention(embeddings, labels)
+        if ref_emb is None or ref_labels is None or ref_emb is embeddings:
+            pairs = from_labels(labels)
+        else:
+            gallery = self.attention.attention(ref_emb, ref_labels)
+            pairs = from_labels(labels, ref_labels.to(embeddings.device))
+        both = torch.minimum(query[:, None], gallery)
+        return PairWeights(both * pairs.positive, both * pairs.negative)
+
+    def __repr__(self) -> str:
+        return f"ClassAwareMiner({self.attention!r})"

@@ -1,10 +1,10 @@
-"""Weights of pairs, one file per paper: formula, equation, defaults, reference.
+"""Losses on pairs, one file per paper: formula, coordinate, normalisation, defaults, reference.
 
-Every function takes a matrix of distances or similarities, as the file says, and the pairs:
+Each is a class of its hyper-parameters with one method, `terms`: what it makes of a block of distances or
+similarities. `pair_loss.PairLoss` says how it is called and what it tells of its weights:
 
-    distance            [Q, G]  between embeddings of unit length
-    positive, negative  [Q, G]  bool; a pair in neither is not used
+    weights(x, positive, negative, query=None, gallery=None)   the complete |dL/dx_ij|, before it is normalised
+    scores(...)                                                the mining factor alone
 
-and returns `PairWeights`: the size of the loss's derivative with respect to each entry of that matrix, for one
-query's loss. They are numbers, not functions of the embeddings: no gradient flows through them.
+They are numbers, not functions of the embeddings: no gradient flows through them.
 """
