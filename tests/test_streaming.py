@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import metricweight as mw
 from metricweight import streaming
 from metricweight.losses import (
+    BinomialDevianceLoss,
     ContrastiveLoss,
     InstanceCrossEntropyLoss,
     OnlineSoftMiningLoss,
@@ -130,6 +131,22 @@ def test_the_number_of_rows_in_a_block_does_not_matter(loss, gallery):
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert torch.allclose(a, b, rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.parametrize("loss", [ContrastiveLoss(), OnlineSoftMiningLoss(), BinomialDevianceLoss()], ids=repr)
+@pytest.mark.parametrize("gallery", [False, True])
+def test_few_positives_are_added_one_by_one_to_the_same_numbers(loss, gallery, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x, ref = (torch.randn(240, 4, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
+    labels = torch.arange(240) // 3
+    reference = {"ref_emb": ref, "ref_labels": labels} if gallery else {}
+    added = []
+    for few in (64, 10**9):
+        monkeypatch.setattr(streaming, "_FEW", few)
+        value = loss(x, labels, **reference)
+        added.append((value, *torch.autograd.grad(value, (x, ref) if gallery else x)))
+    for a, b in zip(*added, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-16)
 
 
 def test_no_matrix_of_all_pairs_is_kept():
