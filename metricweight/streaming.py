@@ -19,9 +19,9 @@ class together, the same on every machine and in every order of the batch.
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -199,23 +199,26 @@ def _loss(text: str) -> Streamed:
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
     """Products are formed in the dtype of the embeddings: no autocast, no TF32."""
-    reduced = [(product, name, value) for product, name in _PRECISIONS if (value := getattr(product, name)) in _REDUCED]
-    for product, name, value in reduced:
-        setattr(product, name, _REDUCED[value])
+    reduced = [(put, before) for get, put in _PRECISIONS if (before := get()) in _REDUCED]
+    for put, before in reduced:
+        put(_REDUCED[before])
     try:
         with torch.autocast(device, enabled=False):
             yield
     finally:
-        for product, name, value in reduced:
-            setattr(product, name, value)
+        for put, before in reduced:
+            put(before)
 
 
-_PRECISIONS: list[tuple[Any, str]] = (
-    [(backend.matmul, "fp32_precision") for backend in (torch.backends.cuda, torch.backends.mkldnn)]
+_PRECISIONS: list[tuple[Callable[[], str], Callable[[str], None]]] = (
+    [
+        (partial(getattr, backend.matmul, "fp32_precision"), partial(setattr, backend.matmul, "fp32_precision"))
+        for backend in (torch.backends.cuda, torch.backends.mkldnn)
+    ]
     if hasattr(torch.backends, "fp32_precision")
-    else [(torch.backends.cuda.matmul, "allow_tf32")]  # before torch 2.9
+    else [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)]  # before torch 2.9
 )
-_REDUCED: dict[Any, Any] = {"tf32": "ieee", "bf16": "ieee", True: False}
+_REDUCED = {"tf32": "ieee", "bf16": "ieee", "high": "highest", "medium": "highest"}
 
 
 def _stream(

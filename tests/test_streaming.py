@@ -99,6 +99,20 @@ def test_a_collapsed_batch_comes_apart_by_class(loss, dtype, close_pairs):
     assert distance[same].max() < 1e-3 < 0.01 < distance[~same].min()
 
 
+@pytest.mark.parametrize("size", [2, 3, 16, 100])
+def test_more_coincident_pairs_than_are_looked_at_one_by_one_do_no_harm(size, close_pairs):
+    points = F.normalize(torch.randn(6, size, generator=torch.Generator().manual_seed(0)))
+    x, labels = points.repeat_interleave(40, 0).requires_grad_(), torch.arange(240) % 4
+    f = unit(x.detach()).double()
+    d, same = torch.cdist(f, f), labels[:, None] == labels
+    pull, push = (d - 0.8).relu() * same, (1.2 - d).relu() * ~same
+    expected = sum(0.5 * (h.sum(1) / (h > 0).sum(1).clamp(min=1)).mean() for h in (pull, push))
+    loss = RankedListLoss(negative_temperature=0.0)(x, labels)
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    assert gradient.norm(dim=1).max() < 2 / 240  # no query is moved by more than its weights
+
+
 def test_which_way_a_class_goes_depends_on_its_label_alone():
     x, labels = torch.ones(6, 5), torch.tensor([3, 3, 2**40, 2**40, -1, -1])
     order = torch.tensor([4, 0, 2, 1, 5, 3])
