@@ -31,7 +31,10 @@ def check_embeddings(
     labels      [B]     integers of any size
     """
     embeddings_name, labels_name = names.split(", ")
-    if embeddings.ndim != 2 or not embeddings.is_floating_point():
+    for name, given in ((embeddings_name, embeddings), (labels_name, labels)):
+        if not hasattr(given, "is_floating_point"):
+            raise InputError(f"{name} must be a tensor, got {type(given).__name__}; torch.as_tensor makes one of it.")
+    if embeddings.ndim != 2 or not embeddings.shape[1] or not embeddings.is_floating_point():
         raise InputError(
             f"{embeddings_name} must be {shape} of a floating dtype, "
             f"got {list(embeddings.shape)} of {embeddings.dtype}."
@@ -43,6 +46,12 @@ def check_embeddings(
         )
     if labels.is_floating_point() or labels.is_complex():
         raise InputError(f"{labels_name} must be integers, got {labels.dtype}; convert them with .long().")
+
+
+def check_gallery(ref_emb: "Tensor | None", ref_labels: "Tensor | None") -> None:
+    """Both or neither."""
+    if (ref_emb is None) != (ref_labels is None):
+        raise InputError("ref_emb and ref_labels belong together; pass both or neither.")
 
 
 def check_logits(logits: "Tensor", labels: "Tensor") -> None:

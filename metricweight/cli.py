@@ -154,6 +154,8 @@ def main() -> None:
         sys.exit(_say(f"error: {error.filename or ''}: {error.strerror or error}", 2))
     except Interrupted as stopped:
         sys.exit(_say(str(stopped), 130))
+    except KeyboardInterrupt:
+        sys.exit(_say("stopped.", 130))
 
 
 def _say(text: str, code: int) -> int:

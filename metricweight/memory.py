@@ -1,5 +1,6 @@
 """Cross-batch memory: embeddings of earlier batches as a gallery. Wang et al., CVPR 2020, arXiv:1912.06798."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from metricweight.pairs import IndicesTuple, listed
 class CrossBatchMemory(nn.Module):
     """A loss of each batch against itself and the `size` embeddings before it.
 
-    loss   a loss on pairs of this library, or of pytorch-metric-learning if it takes `ref_emb`
+    loss   a loss on pairs of this library, or one of pytorch-metric-learning that takes `ref_emb` and goes by its
+           `indices_tuple`, as losses on pairs and triplets do
     dim    D of the embeddings
     size   how many embeddings are remembered; the oldest are forgotten
 
@@ -35,6 +37,8 @@ class CrossBatchMemory(nn.Module):
 
     def __init__(self, loss: nn.Module, dim: int, size: int) -> None:
         super().__init__()
+        if not isinstance(loss, nn.Module) or "ref_emb" not in inspect.signature(loss.forward).parameters:
+            raise InputError(f"loss must be a loss on pairs, which takes ref_emb, got {loss!r}.")
         if dim < 1 or size < 1:
             raise InputError(f"dim and size are counts, at least 1, got {dim} and {size}.")
         self.loss, self.dim, self.size = loss, dim, size
@@ -57,7 +61,8 @@ class CrossBatchMemory(nn.Module):
         if isinstance(self.loss, PairLoss):
             value: Tensor = self.loss.against(embeddings, labels, gallery, gallery_labels, chosen, own=True)
         else:
-            value = self.loss(embeddings, labels, _indices(labels, gallery_labels, chosen), gallery, gallery_labels)
+            indices = _indices(labels, gallery_labels, chosen)
+            value = self.loss(embeddings.to(gallery.dtype), labels, indices, gallery, gallery_labels)
         if self.training:
             self._remember(embeddings, labels)
         return value

@@ -7,6 +7,7 @@ SelfSupervisedLoss   PML's, which also takes what `loss` returns
 PML's CrossBatchMemory takes its own losses only, by their names; `metricweight.memory` takes those and ours.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from metricweight.checks import InputError
 from metricweight.gradient import scale_gradient
+from metricweight.pair_weights.pair_loss import PairLoss
 from metricweight.pairs import IndicesTuple, PairWeights
 
 __all__ = ["Attachment", "MetricWeightLoss", "MetricWeightMiner", "SelfSupervisedLoss", "attach", "loss", "miner"]
@@ -83,6 +85,14 @@ def attach(
     for key, weights in given.items():
         if not (weights is None or isinstance(weights, Tensor) or hasattr(weights, "scores") or callable(weights)):
             raise InputError(f"{key}= takes a tensor, a module or a callable, got {type(weights).__name__}.")
+    for key in ("pair", "element"):
+        if isinstance(given[key], (PairLoss, BaseMiner)) and not hasattr(given[key], "miner"):
+            raise InputError(
+                f"{key}= takes a miner of metricweight, got {type(given[key]).__name__}; metricweight.miners.PairMiner "
+                "makes one of a loss on pairs."
+            )
+    if _of_p_alone(example):
+        raise InputError(f"example= takes weights of embeddings, got {example!r}; give GradientWeighting({example!r}).")
     if hasattr(example, "scores"):
         raise InputError(f"example= weighs examples, and {type(example).__name__} weighs pairs; give it to pair=.")
     why_not = _no_examples(loss)
@@ -257,6 +267,13 @@ def _and(names: list[str]) -> str:
     return f"{' and '.join(names)} reach{'' if len(names) > 1 else 'es'}"
 
 
+def _of_p_alone(example: Any) -> bool:
+    """Whether it is a weighting w(p)."""
+    if example is None or isinstance(example, (Tensor, nn.Module)):
+        return False
+    return len(inspect.signature(example).parameters) == 1
+
+
 def _no_examples(loss: Any) -> str | None:
     return next((why for kind, why in _TERMS_OF_NO_EXAMPLE.items() if isinstance(loss, kind)), None)
 
@@ -340,9 +357,9 @@ def loss(
     name = type(x).__name__
     if isinstance(x, BaseMetricLossFunction):
         raise InputError(f"{name} is a loss of pytorch-metric-learning already; use it as it is.")
-    coordinate = getattr(x, "coordinate", None)
+    coordinate = getattr(x, "coordinate", None) if isinstance(x, nn.Module) else None
     if coordinate not in ("distance", "similarity"):
-        raise InputError(f"loss needs one of metricweight's losses on pairs of embeddings, got {name}.")
+        raise InputError(f"loss needs an instance of metricweight's losses on pairs of embeddings, got {name}.")
     if distance is None:
         distance = distances.LpDistance() if coordinate == "distance" else distances.CosineSimilarity()
     kind = distances.LpDistance if coordinate == "distance" else distances.DotProductSimilarity
@@ -397,8 +414,8 @@ def miner(x: Callable[..., IndicesTuple]) -> "MetricWeightMiner":
     Soft weights do not fit into index tuples: `attach(loss, pair=x)` delivers them. Raises InputError where `x` is
     no miner of metricweight.
     """
-    if isinstance(x, BaseMiner) or not hasattr(x, "scores"):
-        raise InputError(f"miner needs one of metricweight's miners, got {type(x).__name__}.")
+    if isinstance(x, (type, BaseMiner, PairLoss)) or not hasattr(x, "scores"):
+        raise InputError(f"miner needs one of metricweight's miners, got {type(x).__name__}; give an instance.")
     return MetricWeightMiner(x)
 
 

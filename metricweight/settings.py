@@ -141,6 +141,8 @@ def resolve(values: Mapping[str, Any]) -> Settings:
     settings = Settings.model_validate({**values, "loss": {}})
     if "total" in arguments.model_fields:
         given = {"total": settings.steps, **given}
+    if "dim" in arguments.model_fields:
+        given = {"dim": settings.model.embedding_size, **given}
     made = {"name": loss["name"], **arguments.model_validate(given).model_dump()}
     settings = settings.model_copy(update={"loss": made})
     settings.build_loss()  # which knows what a type does not, such as a share above 1

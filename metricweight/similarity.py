@@ -15,5 +15,7 @@ def unit(embeddings: Tensor) -> Tensor:
     embeddings  [B, D]
     """
     x = at_least_float32(embeddings)
+    largest = x.detach().abs().amax(-1, keepdim=True)  # squares of very long or short rows would not be numbers
+    x = x / torch.where(largest > 0, largest, 1)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / torch.where(length > 0, length, 1)

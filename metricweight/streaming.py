@@ -10,7 +10,7 @@ one operator, `torch.ops.metricweight.pairs`, whose backward pass only multiplie
 **Small distances.** d^2 = |f|^2 + |g|^2 - 2 f.g loses every digit when d is small, and so does the sum above. Both
 are formed about the gallery's mean, and pairs with d^2 below a hundredth of |f|^2 + |g|^2 (`_CLOSE`) are taken out
 and computed from f_i - g_j. On a GPU, which counting them would make wait, those are the 16 nearest of each row
-(`_NEAREST`), and any other distance below the rounding of the products is taken to be that rounding.
+(`_NEAREST`); of the others, those within the rounding of the products coincide, and those just above have few digits.
 
 **Coincident embeddings** have a distance, 0, but no direction. Where such a pair is of two classes it is moved along
 r(y_i) - r(y_j), r a fixed pseudo-random vector of each label: so a collapsed batch comes apart, the members of a
@@ -88,7 +88,7 @@ class Streamed(Protocol):
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
     ) -> Terms: ...
 
-    def shares(self, pairs: int) -> tuple[float, float]: ...
+    def shares(self, pairs: int | Tensor) -> tuple[float | Tensor, float | Tensor]: ...
 
 
 @custom_op("metricweight::pairs", mutates_args=())
@@ -180,20 +180,23 @@ _scaled.register_autograd(_no_second_derivative)
 pairs.register_autograd(_backward, setup_context=_save)
 
 
-def key(loss: object, names: tuple[str, ...]) -> str:
-    """A loss as text that `pairs` can read: where its class is, and those of its arguments that are plain values."""
-    plain = [(name, getattr(loss, name)) for name in names]
-    kept = [(name, value) for name, value in plain if isinstance(value, (int, float, str, type(None)))]
-    return f"{type(loss).__module__}:{type(loss).__qualname__}:{kept!r}"
+def key(loss: object, arguments: dict[str, int | float | str | None]) -> str:
+    """A loss as text that `pairs` can read: where its class is, and its arguments."""
+    return f"{type(loss).__module__}:{type(loss).__qualname__}:{arguments!r}"
 
 
-@lru_cache(maxsize=256)
 def _loss(text: str) -> Streamed:
     module, name, arguments = text.split(":", 2)
     found: Any = sys.modules.get(module) or import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
-    return found(**dict(ast.literal_eval(arguments)))  # type: ignore[no-any-return]
+    return _made(found, arguments)
+
+
+@lru_cache(maxsize=256)
+def _made(kind: Any, arguments: str) -> Streamed:
+    """By the class itself, so that a notebook's new definition is not the old one."""
+    return kind(**ast.literal_eval(arguments))  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -231,7 +234,7 @@ def _stream(
     if not len(query) or not len(gallery):
         return value, to_query, to_gallery
     twice = itself and moves_gallery and loss.symmetric and chosen is None  # W is its own transpose
-    shares = loss.shares(len(query) * (len(gallery) - compared.own) // (1 + itself))
+    shares = loss.shares(_pairs(compared, chosen))
     space = _space(loss, compared)
     sums = [_Sum(query, gallery, moves_gallery and not twice) for _ in range(1 + (loss.normalised == "batch"))]
     for rows in _blocks(loss, compared):
@@ -248,6 +251,17 @@ def _stream(
         if total.to_gallery is not None:
             (to_query if itself else to_gallery).addcmul_(total.to_gallery, factor)
     return value, to_query, to_gallery
+
+
+def _pairs(compared: Compared, chosen: Tensor | None) -> int | Tensor:
+    """How many pairs are compared; (i, j) and (j, i) of one batch are one."""
+    count, size = len(compared.query), len(compared.gallery)
+    if chosen is None:
+        return count * size - compared.own * count * (count + 1) // 2
+    listed = chosen.sum(dtype=compared.query.dtype)
+    if not compared.own:
+        return listed
+    return listed - (chosen[:, :count].sum() + chosen.diagonal().sum()).to(listed) / 2
 
 
 def _space(loss: Streamed, compared: Compared) -> "_Distances | _Similarities":
@@ -343,7 +357,7 @@ def _add_pairs(
     space.add_gradient(sums[1], terms.weights.negative.neg(), x, rows)
 
 
-def _add_rows(total: _Sum, terms: Terms, loss: Streamed, shares: tuple[float, float]) -> Tensor:
+def _add_rows(total: _Sum, terms: Terms, loss: Streamed, shares: tuple[float | Tensor, float | Tensor]) -> Tensor:
     """Normalised by row, or not at all; then a mean over the rows. Returns the derivative of each entry."""
     (positive, negative), value = terms.weights, terms.value
     anchor = torch.ones_like(value.positive)
@@ -415,7 +429,7 @@ class _Distances:
             column = squared.topk(min(_NEAREST, squared.shape[1]), largest=False).indices
             row = torch.arange(len(column), device=column.device).repeat_interleave(column.shape[1])
             self.close = row, column.flatten()
-            squared = torch.maximum(squared, sizes.mul_(torch.finfo(sizes.dtype).eps))
+            squared = squared.masked_fill_(squared <= sizes.mul_(8 * torch.finfo(sizes.dtype).eps), 0)
         for at in _some_at_a_time(self.close, self.query):
             squared[at] = self._difference(at, rows).square().sum(1)
         return squared.sqrt_()
@@ -423,9 +437,13 @@ class _Distances:
     def add_gradient(self, total: _Sum, w: Tensor, distance: Tensor, rows: slice) -> None:
         """Adds sum_j W_ij dd_ij for all of a block's pairs; `w` is W, and is used up."""
         self.add_listed(total, w, self.close, rows)
+        query = self.query[rows]
+        if not _may_count(w):
+            w[self.close] = 0
+            self._add_coincident(total, w * (distance == 0), rows)
+            distance = torch.where(distance > 0, distance, torch.inf)
         coefficient = w.div_(distance)
         coefficient[self.close] = 0
-        query = self.query[rows]
         total.to_query[rows].addcmul_(coefficient.sum(1, keepdim=True), query).addmm_(
             coefficient, self.gallery, alpha=-1
         )
@@ -439,6 +457,14 @@ class _Distances:
             total.to_query[rows].index_add_(0, at[0], pull)
             if total.to_gallery is not None:
                 total.to_gallery.index_add_(0, at[1], pull, alpha=-1)
+
+    def _add_coincident(self, total: _Sum, w: Tensor, rows: slice) -> None:
+        """The same for coincident pairs that were not listed. Their directions have length 1 on average only."""
+        query, gallery = (_outward(labels, self.query) for labels in (self.labels[0][rows], self.labels[1]))
+        w = w * (self.labels[0][rows, None] != self.labels[1]) / (2 / 3 * query.shape[1]) ** 0.5
+        total.to_query[rows].add_(w.sum(1, keepdim=True) * query - w @ gallery)
+        if total.to_gallery is not None:
+            total.to_gallery.add_(w.sum(0)[:, None] * gallery - w.T @ query)
 
     def _difference(self, at: Listed, rows: slice) -> Tensor:
         """f_i - g_j of listed pairs, [P, D]."""

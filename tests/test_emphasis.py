@@ -267,3 +267,8 @@ def test_its_repr_builds_it_and_it_pickles_and_compares(weighting):
 def test_what_cannot_be_is_refused_in_one_sentence(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_truncated_gce_gives_nothing_to_p_up_to_k():
+    weights = GeneralisedCrossEntropy(k=0.5)(torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64))
+    assert weights.tolist() == pytest.approx([0, 0, 2 * 0.6**0.7 * 0.4])

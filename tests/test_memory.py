@@ -8,10 +8,17 @@ from pytorch_metric_learning.losses import ContrastiveLoss as PmlContrastiveLoss
 from pytorch_metric_learning.losses import NTXentLoss
 from pytorch_metric_learning.miners import PairMarginMiner
 
-from metricweight.losses import InstanceCrossEntropyLoss, OnlineSoftMiningLoss, RankedListLoss
+from metricweight.emphasis import Emphasis
+from metricweight.losses import DerivativeLoss, InstanceCrossEntropyLoss, OnlineSoftMiningLoss, RankedListLoss
 from metricweight.memory import CrossBatchMemory
 
-OURS = [RankedListLoss(), RankedListLoss(gallery="free"), OnlineSoftMiningLoss(), InstanceCrossEntropyLoss()]
+OURS = [
+    RankedListLoss(),
+    RankedListLoss(gallery="free"),
+    OnlineSoftMiningLoss(),
+    OnlineSoftMiningLoss(form="released"),
+    InstanceCrossEntropyLoss(),
+]
 ALL = [*OURS, PmlContrastiveLoss(), NTXentLoss()]
 
 
@@ -48,6 +55,10 @@ def test_each_batch_is_compared_with_itself_and_the_last_ones_while_the_memory_w
         same = labels[:, None] == gallery_labels
         indices = (*(same & ~own).nonzero(as_tuple=True), *(~same).nonzero(as_tuple=True))
         expected = loss(x, labels, indices, gallery, gallery_labels)
+        if getattr(loss, "form", "") == "released":  # a pair of the batch is compared twice and counts once
+            within = len(x) * (len(x) - 1)
+            pairs = len(x) * len(gallery) - len(x)
+            expected = expected * pairs / (pairs - within / 2)
         assert value.item() == pytest.approx(expected.item(), rel=1e-10)
         assert torch.allclose(gradient(value, x), gradient(expected, x), rtol=1e-7, atol=1e-12)
         seen, seen_labels = torch.cat([seen, x.detach()]), torch.cat([seen_labels, labels])
@@ -114,9 +125,10 @@ def test_it_compiles_without_a_graph_break_and_without_a_new_graph_per_step(loss
             assert torch.allclose(gradient(value, x), gradient(expected, x))
 
 
+@pytest.mark.parametrize("loss", [RankedListLoss(), PmlContrastiveLoss(), NTXentLoss()], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_remembered_in_float32(dtype):
-    memory = CrossBatchMemory(RankedListLoss(), 3, 16)
+def test_half_precision_is_remembered_in_float32(dtype, loss):
+    memory = CrossBatchMemory(loss, 3, 16)
     for step in range(3):
         x, labels = batch(step)
         x = x.detach().to(dtype).requires_grad_()
@@ -126,7 +138,16 @@ def test_half_precision_is_remembered_in_float32(dtype):
     assert memory.embeddings.dtype == torch.float32
 
 
-def test_wrong_sizes_get_one_plain_sentence():
+def test_labels_of_any_size_are_remembered():
+    memory, other = (CrossBatchMemory(RankedListLoss(), 3, 16).double() for _ in range(2))
+    for step in range(3):
+        x, labels = batch(step)
+        assert torch.equal(memory(x, labels), other(x, (labels << 32) + 2**40))
+
+
+def test_what_does_not_fit_gets_one_plain_sentence():
+    with pytest.raises(ValueError, match="a loss on pairs, which takes ref_emb, got DerivativeLoss"):
+        CrossBatchMemory(DerivativeLoss(Emphasis()), 3, 8)
     with pytest.raises(ValueError, match="counts, at least 1, got 3 and 0"):
         CrossBatchMemory(RankedListLoss(), 3, 0)
     with pytest.raises(ValueError, match=r"\[B, 3\] to match dim, got \[2, 4\]"):

@@ -113,5 +113,18 @@ def test_arguments_that_do_not_fit_are_refused():
         OnlineSoftMiningLoss(sigma=0)
     with pytest.raises(ValueError, match="share, from 0 to 1, got -1"):
         OnlineSoftMiningLoss(balance=-1)
-    with pytest.raises(ValueError, match=r"a number per item, \[7\], got \[18\]; .* give a ClassAwareAttention"):
-        OnlineSoftMiningLoss(attention=torch.ones(18))(x, labels, ref_emb=x[:7], ref_labels=labels[:7])
+    with pytest.raises(ValueError, match=r"a number per item, \[18\], got \[7\]"):
+        OnlineSoftMiningLoss(attention=torch.ones(7))(x, labels)
+    for count in (7, 18):
+        with pytest.raises(ValueError, match="where there is a gallery, give a ClassAwareAttention"):
+            OnlineSoftMiningLoss(attention=torch.ones(18))(x, labels, None, x[:count].clone(), labels[:count])
+    with pytest.raises(ValueError, match="a ClassAwareAttention or a tensor"):
+        OnlineSoftMiningLoss(attention="caa")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_attention_of_another_dtype_is_taken(dtype):
+    x, labels = batch()
+    weights = torch.rand(18)
+    expected = OnlineSoftMiningLoss(attention=weights)(x.to(dtype), labels)
+    assert torch.allclose(OnlineSoftMiningLoss(attention=weights.double())(x.to(dtype), labels), expected)

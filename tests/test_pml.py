@@ -8,11 +8,13 @@ import torch
 from pytorch_metric_learning import distances, losses, reducers, regularizers
 from pytorch_metric_learning.losses import RankedListLoss as PmlRankedListLoss
 from pytorch_metric_learning.miners import BaseMiner, PairMarginMiner, TripletMarginMiner
+from pytorch_metric_learning.trainers import MetricLossOnly
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from torch import nn
 
 from metricweight import pml
 from metricweight.checks import InputError
+from metricweight.emphasis import Emphasis
 from metricweight.losses import LOSSES, InstanceCrossEntropyLoss, RankedListLoss
 from metricweight.miners import InstanceMiner, OnlineSoftMiner, RankedListMiner
 from metricweight.pairs import PairWeights, from_labels
@@ -210,6 +212,39 @@ def test_a_reducer_is_taken_only_where_it_has_something_to_do():
     for reducer in (reducers.MeanReducer(), reducers.AvgNonZeroReducer(), reducers.MultipleReducers({}), "mean"):
         with pytest.raises(InputError, match=r"which \w+ would pass on as it is"):
             pml.loss(RankedListLoss(), reducer=reducer)
+
+
+def test_classes_and_mixed_up_kinds_are_refused_at_once():
+    for wrong in (RankedListLoss, RankedListMiner):
+        with pytest.raises(InputError, match="needs an instance of metricweight"):
+            pml.loss(wrong)
+    for wrong in (RankedListMiner, RankedListLoss()):
+        with pytest.raises(InputError, match="give an instance"):
+            pml.miner(wrong)
+    for wrong in (RankedListLoss(), PairMarginMiner()):
+        with pytest.raises(InputError, match="takes a miner of metricweight"):
+            pml.attach(losses.ContrastiveLoss(), pair=wrong)
+    with pytest.raises(InputError, match="give GradientWeighting\\(Emphasis"):
+        pml.attach(losses.ContrastiveLoss(), example=Emphasis())
+
+
+def test_a_trainer_of_pml_trains_by_our_loss_and_miner():
+    trunk = nn.Linear(6, 4)
+    before = trunk.weight.detach().clone()
+    x, labels = batch()
+    data = torch.utils.data.TensorDataset(x.detach().float(), labels)
+    trainer = MetricLossOnly(
+        models={"trunk": trunk},
+        optimizers={"trunk_optimizer": torch.optim.SGD(trunk.parameters(), lr=0.1)},
+        batch_size=16,
+        loss_funcs={"metric_loss": pml.loss(RankedListLoss())},
+        mining_funcs={"tuple_miner": pml.miner(RankedListMiner())},
+        dataset=data,
+        data_device="cpu",
+        dataloader_num_workers=0,
+    )
+    trainer.train(num_epochs=1)
+    assert not torch.equal(trunk.weight, before)
 
 
 def test_what_is_no_loss_or_miner_of_ours_is_refused():

@@ -186,3 +186,9 @@ def test_a_weighting_that_cannot_be_is_refused_with_what_is_near(spec, message):
     with pytest.raises(InputError) as error:
         weighting(spec)
     assert message in str(error.value)
+
+
+def test_the_dimension_that_a_loss_asks_for_is_that_of_the_embeddings():
+    words = ["loss.name=triplet", "loss.mining=distance_weighted", "model.embedding_size=48"]
+    assert read("glyphs", words).loss["dim"] == 48
+    assert read("glyphs", [*words, "loss.dim=64"]).loss["dim"] == 64

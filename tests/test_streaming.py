@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,6 +112,27 @@ def test_more_coincident_pairs_than_are_looked_at_one_by_one_do_no_harm(size, cl
     (gradient,) = torch.autograd.grad(loss, x)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
     assert gradient.norm(dim=1).max() < 2 / 240  # no query is moved by more than its weights
+
+
+@pytest.mark.parametrize("count", [20, 64])
+@pytest.mark.parametrize("point", [0.0, 1.0])
+@pytest.mark.parametrize("loss", [RankedListLoss(), OnlineSoftMiningLoss(), ContrastiveLoss()], ids=repr)
+def test_a_large_collapsed_batch_comes_apart_too(loss, point, count, close_pairs):
+    x, labels = torch.full((count, 16), point, requires_grad=True), torch.arange(count) % 4
+    (gradient,) = torch.autograd.grad(loss(x, labels), x)
+    assert gradient.isfinite().all()
+    f = F.normalize(x.detach() - 20 * gradient)
+    between, same = torch.cdist(f, f), labels[:, None] == labels
+    assert between[~same].mean() > 3 * between[same].mean()
+
+
+def test_coincident_pairs_are_at_distance_zero_however_many(close_pairs):
+    """So that a positive at distance zero is no violation, and is not counted as one."""
+    points = F.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)))
+    x, labels = points.repeat_interleave(32, 0), torch.arange(64) // 32
+    far = (points[0] - points[1]).norm().item()
+    loss = ContrastiveLoss(squared=False, negative_margin=2.0)(x, labels)
+    assert loss.item() == pytest.approx(2.0 - far, rel=1e-5)
 
 
 def test_which_way_a_class_goes_depends_on_its_label_alone():
@@ -259,3 +281,50 @@ class Pull(PairLoss):
     def terms(self, x, positive, negative, query, gallery):
         weights = PairWeights(self.strength * positive.to(x.dtype), torch.zeros_like(x))
         return streaming.Terms(weights, weights, PairWeights(-(weights.positive * x).sum(1), torch.zeros_like(x[:, 0])))
+
+
+class Blind(Pull):
+    """As a notebook defines a class, and then once more."""
+
+
+def test_a_class_that_is_defined_anew_is_the_new_one(monkeypatch):
+    x, labels = torch.randn(9, 4), torch.arange(9) % 3
+    first = Blind()(x, labels)
+    again = dataclass(eq=False, repr=False)(type("Blind", (Pull,), {"__module__": __name__, "__qualname__": "Blind"}))
+    again.terms = lambda self, *args: Pull.terms(Pull(strength=5.0), *args)
+    monkeypatch.setattr(sys.modules[__name__], "Blind", again)
+    assert again()(x, labels).item() == pytest.approx(5 * first.item(), rel=1e-4)
+
+
+def test_a_class_that_cannot_be_found_again_is_refused():
+    class Inside(Pull):
+        pass
+
+    with pytest.raises(ValueError, match="defined in a function; define it in a module or notebook"):
+        Inside()
+
+
+@pytest.mark.parametrize("margin", [np.float32(0.1), np.float64(0.1), np.int64(1), torch.tensor(0.1)], ids=repr)
+def test_a_number_of_another_library_is_a_number(margin):
+    x, labels = torch.randn(12, 4), torch.arange(12) % 3
+    loss = RankedListLoss(margin=margin)
+    assert torch.equal(loss(x, labels), RankedListLoss(margin=margin.item())(x, labels))
+    assert repr(loss) == repr(RankedListLoss(margin=margin.item()))
+
+
+def test_what_is_refused_does_not_stick():
+    loss = RankedListLoss()
+    for value in (float("nan"), 1e39, (0.4,)):
+        with pytest.raises(ValueError, match="margin of RankedListLoss must be"):
+            loss.margin = value
+        assert loss.margin == 0.4
+
+
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("gallery", [False, True])
+def test_torch_finds_the_operator_well_formed(gallery, moves):
+    query = F.normalize(torch.randn(6, 4)).requires_grad_()
+    ref = (F.normalize(torch.randn(5, 4)).requires_grad_(), torch.arange(6) % 2, torch.arange(5) % 2)
+    given, labels, gallery_labels = ref if gallery else (None, ref[1], None)
+    words = (query, given, labels, gallery_labels, None, None, not gallery, None, moves, RankedListLoss()._key)
+    torch.library.opcheck(streaming.pairs, words)

@@ -48,6 +48,8 @@ class DerivativeLoss(nn.Module):
 
     def __init__(self, weighting: Weighting, eps: float | None = None) -> None:
         super().__init__()
+        if isinstance(weighting, type) or not callable(weighting):
+            raise InputError(f"weighting is a function of p, made with its arguments, got {weighting!r}.")
         self.weighting = weighting
         self.eps = eps
 

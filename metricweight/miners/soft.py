@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from metricweight.checks import check_gallery
 from metricweight.pair_weights.class_aware_attention import ClassAwareAttention
 from metricweight.pair_weights.instance_cross_entropy import InstanceCrossEntropyLoss
 from metricweight.pair_weights.online_soft_mining import OnlineSoftMiningLoss
@@ -117,6 +118,7 @@ class ClassAwareMiner(SoftMiner):
     def scores(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
     ) -> PairWeights:
+        check_gallery(ref_emb, ref_labels)
         labels = labels.to(embeddings.device)
         query = gallery = self.attention.attention(embeddings, labels)
         if ref_emb is None or ref_labels is None or ref_emb is embeddings:

@@ -51,14 +51,18 @@ class InstanceCrossEntropyLoss(PairLoss):
     def terms(
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
     ) -> Terms:
-        logits = self.scale * x
-        push, total, top = exponentials(logits, negative)
-        log_odds = (top + total.log()).sub(logits).clamp_(min=torch.finfo(x.dtype).min)  # of the negatives
-        log_p = F.logsigmoid(log_odds.mul_(positive).neg_())
-        pull = log_p.expm1().neg_().mul_(positive)
-        push *= pull.sum(1, keepdim=True) / total
-        value = -torch.linalg.vecdot(log_p, positive)
+        pull, push, value = matched(self.scale * x, positive, negative)
         scores = PairWeights(pull, push)
         factor = 1 / self.scale if self.normalise else 1.0
         weights = scores if self.normalise else PairWeights(self.scale * pull, self.scale * push)
         return Terms(scores, weights, PairWeights(factor * value, torch.zeros_like(value)))
+
+
+def matched(logits: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """1 - p(i|a), sum_i p(n|a, i) and sum_i -log p(i|a), where p(i|a) is the share of exp(logit) of positive i among
+    itself and all negatives."""
+    push, total, top = exponentials(logits, negative)
+    log_odds = (top + total.log()).sub(logits).clamp_(min=torch.finfo(logits.dtype).min)  # of the negatives
+    log_p = F.logsigmoid(log_odds.mul_(positive).neg_())
+    pull = log_p.expm1().neg_().mul_(positive)
+    return pull, push.mul_(pull.sum(1, keepdim=True) / total), -torch.linalg.vecdot(log_p, positive)

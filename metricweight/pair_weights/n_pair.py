@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from metricweight.pair_weights.instance_cross_entropy import matched
 from metricweight.pair_weights.pair_loss import PairLoss
 from metricweight.pairs import PairWeights
-from metricweight.streaming import Terms, exponentials
+from metricweight.streaming import Terms
 
 
 @dataclass(eq=False, repr=False)
@@ -38,12 +38,8 @@ class NPairLoss(PairLoss):
     def terms(
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
     ) -> Terms:
-        push, total, top = exponentials(x, negative)
-        log_odds = (top + total.log()).sub(x).clamp_(min=torch.finfo(x.dtype).min)  # of the negatives
-        log_p = F.logsigmoid(log_odds.mul_(positive).neg_())
+        pull, push, value = matched(x, positive, negative)
         share = positive.sum(1, keepdim=True).clamp_(min=1).reciprocal_()
-        pull = log_p.expm1().neg_().mul_(positive).mul_(share)
-        push *= pull.sum(1, keepdim=True) / total
-        value = -torch.linalg.vecdot(log_p, positive) * share[:, 0]
+        pull, push, value = pull * share, push * share, value * share[:, 0]
         scores = PairWeights(pull, push)
         return Terms(scores, scores, PairWeights(value, torch.zeros_like(value)))

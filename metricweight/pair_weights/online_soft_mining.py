@@ -31,7 +31,7 @@ class OnlineSoftMiningLoss(PairLoss):
                to learn its class contexts: add `attention(embeddings, labels)` to this one. Or a tensor [B] for
                one batch, which says nothing of a `ref_emb`. None: 1 for all
     form       "poster", as above. "released": exp(-d^2 / (2 sigma^2)), and the whole divided by the number of pairs
-               compared, B (B - 1) / 2 or B G, as read in (and not run from) the authors' code
+               compared, B (B - 1) / 2 in a batch, as read in (and not run from) the authors' code
 
     A batch without positives, or without negatives nearer than margin, has nothing from that side.
 
@@ -41,6 +41,7 @@ class OnlineSoftMiningLoss(PairLoss):
     coordinate: ClassVar[Literal["distance"]] = "distance"
     normalised: ClassVar[Literal["batch"]] = "batch"
     symmetric: ClassVar[bool] = True
+    not_plain: ClassVar[tuple[str, ...]] = ("attention",)
 
     margin: float = 1.2
     sigma: float = 0.8
@@ -50,6 +51,8 @@ class OnlineSoftMiningLoss(PairLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.attention, (ClassAwareAttention, Tensor, type(None))):
+            raise InputError(f"attention is a ClassAwareAttention or a tensor [B], got {self.attention!r}.")
         if self.form not in ("poster", "released"):
             raise InputError(f"form is 'poster' or 'released', got {self.form!r}.")
         if self.sigma <= 0:
@@ -71,18 +74,17 @@ class OnlineSoftMiningLoss(PairLoss):
         value = PairWeights(0.5 * torch.linalg.vecdot(pull, x), 0.5 * torch.linalg.vecdot(push, hinge))
         return Terms(PairWeights(near, soft), PairWeights(pull, push), value)
 
-    def shares(self, pairs: int) -> tuple[float, float]:
-        parts = max(pairs, 1) if self.form == "released" else 1
+    def shares(self, pairs: int | Tensor) -> tuple[float | Tensor, float | Tensor]:
+        parts = pairs + (pairs == 0) if self.form == "released" else 1
         return (1 - self.balance) / parts, self.balance / parts
 
-    def items(self, embeddings: Tensor, labels: Tensor) -> Tensor | None:
+    def items(self, embeddings: Tensor, labels: Tensor, of_gallery: bool = False) -> Tensor | None:
         if isinstance(self.attention, ClassAwareAttention):
             return self.attention.attention(embeddings, labels)
+        if self.attention is not None and of_gallery:
+            raise InputError("attention is of the batch; where there is a gallery, give a ClassAwareAttention.")
         if self.attention is not None and self.attention.shape != labels.shape:
-            raise InputError(
-                f"attention must be a number per item, [{len(labels)}], got {list(self.attention.shape)}; "
-                "where there is a gallery, give a ClassAwareAttention, which knows that of any item."
-            )
+            raise InputError(f"attention must be a number per item, [{len(labels)}], got {list(self.attention.shape)}.")
         return None if self.attention is None else self.attention.detach().to(embeddings.device)
 
 

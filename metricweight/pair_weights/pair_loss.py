@@ -1,14 +1,13 @@
 """What all losses on pairs share: how they are called, and what is told of their weights."""
 
 import inspect
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from metricweight import streaming
-from metricweight.checks import InputError, check_embeddings
+from metricweight.checks import InputError, check_embeddings, check_gallery
 from metricweight.pairs import IndicesTuple, PairWeights, listed
 from metricweight.similarity import at_least_float32, unit
 
@@ -30,7 +29,8 @@ class PairLoss(nn.Module):
 
     An empty batch, or one without pairs, is zero with zero gradient. Only shapes and dtypes are looked at
     (`InputError`), values are not: a NaN in is a NaN out. It compiles without a graph break and does not make a GPU
-    wait. Memory is [block_rows, G] a few times over (streaming.py).
+    wait; `torch.func` cannot differentiate it. Memory is [block_rows, G] a few times over. On a GPU, where more than 16
+    of a row's distances are nearly zero, the others have few digits (streaming.py).
 
     A loss is a subclass at module level with the fields that it takes, these constants, and `terms`:
 
@@ -40,12 +40,14 @@ class PairLoss(nn.Module):
                  rows are averaged; "batch": the same over all pairs; "no": weights are complete, rows are averaged
     symmetric    a pair has the same weight in both its rows
     unit_length  embeddings are scaled to unit length
+    not_plain    fields that are no numbers or words; `terms` knows of them by `items` only
     """
 
     coordinate: ClassVar[Literal["distance", "similarity"]]
     normalised: ClassVar[Literal["row", "batch", "no"]]
     symmetric: ClassVar[bool] = False
     unit_length: ClassVar[bool] = True
+    not_plain: ClassVar[tuple[str, ...]] = ()
     gallery = "free"  # no fields, unless a loss makes them so
     anchors = "mean"
 
@@ -57,18 +59,35 @@ class PairLoss(nn.Module):
         return self
 
     def __post_init__(self) -> None:
-        for name in self._names():
-            value = getattr(self, name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"{name} of {type(self).__name__} must be finite, got {value}.")
+        arguments = {name: self._plain(name) for name in self._names() if name not in self.not_plain}
         if self.block_rows is not None and self.block_rows < 1:
             raise InputError(f"block_rows is a number of rows, at least 1, got {self.block_rows}.")
-        self._key = streaming.key(self, self._names())  # here, as the compiler cannot follow how floats are written
+        if "<locals>" in type(self).__qualname__:
+            raise InputError(f"{type(self).__qualname__} is defined in a function; define it in a module or notebook.")
+        self._key = streaming.key(self, arguments)  # here, as the compiler cannot follow how floats are written
 
     def __setattr__(self, name: str, value: Any) -> None:
+        made = "_key" in self.__dict__ and name in self._names()
+        before = getattr(self, name) if made else None
         super().__setattr__(name, value)
-        if "_key" in self.__dict__ and name in self._names():
-            self.__post_init__()
+        if made:
+            try:
+                self.__post_init__()
+            except InputError:
+                super().__setattr__(name, before)  # type: ignore[arg-type]
+                raise
+
+    def _plain(self, name: str) -> int | float | str | None:
+        """The value of a field, a Python number where it is one of numpy or torch."""
+        value = getattr(self, name)
+        if getattr(value, "ndim", 1) == 0:
+            value = value.item()
+            object.__setattr__(self, name, value)
+        if not isinstance(value, (int, float, str, type(None))):
+            raise InputError(f"{name} of {type(self).__name__} must be a number or a word, got {value!r}.")
+        if isinstance(value, float) and not abs(value) <= 1e30:
+            raise InputError(f"{name} of {type(self).__name__} must be finite and at most 1e30, got {value}.")
+        return value
 
     def terms(
         self, x: Tensor, positive: Tensor, negative: Tensor, query: Tensor | None, gallery: Tensor | None
@@ -76,11 +95,11 @@ class PairLoss(nn.Module):
         """What the loss makes of a block: the arguments of `weights`, but masks are 1 and 0 in the dtype of `x`."""
         raise NotImplementedError
 
-    def shares(self, pairs: int) -> tuple[float, float]:
+    def shares(self, pairs: int | Tensor) -> tuple[float | Tensor, float | Tensor]:
         """What the positives and the negatives are multiplied by, when so many pairs are compared."""
         return 1.0, 1.0
 
-    def items(self, embeddings: Tensor, labels: Tensor) -> Tensor | None:
+    def items(self, embeddings: Tensor, labels: Tensor, of_gallery: bool = False) -> Tensor | None:
         """A number per item [B] that its pairs depend on, such as its attention."""
         return None
 
@@ -124,8 +143,7 @@ class PairLoss(nn.Module):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        if (ref_emb is None) != (ref_labels is None):
-            raise TypeError("ref_emb and ref_labels belong together; pass both or neither.")
+        check_gallery(ref_emb, ref_labels)
         if ref_emb is embeddings:
             ref_emb = ref_labels = None
         chosen = None
@@ -168,6 +186,7 @@ class PairLoss(nn.Module):
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
     ) -> tuple[PairWeights, PairWeights]:
         """`scores` and `weights` of all pairs of a batch, [B, G] each."""
+        check_gallery(ref_emb, ref_labels)
         if ref_emb is embeddings:
             ref_emb = ref_labels = None
         return streaming.dense(self, self._compared(embeddings, labels, ref_emb, ref_labels, own=ref_emb is None))
@@ -176,14 +195,14 @@ class PairLoss(nn.Module):
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None, own: bool
     ) -> streaming.Compared:
         query, labels = self._space(embeddings, labels)
-        items = self.items(embeddings, labels)
+        items = _like(query, self.items(embeddings, labels))
         if ref_emb is None or ref_labels is None:
             return streaming.Compared(query, query, labels, labels, items, items, own)
         gallery, ref_labels = self._space(ref_emb, ref_labels, "ref_emb, ref_labels")
         if ref_emb.shape[1] != embeddings.shape[1]:
             raise InputError(f"ref_emb must be [G, {embeddings.shape[1]}] to be compared, got {list(ref_emb.shape)}.")
         ref_labels = ref_labels.to(query.device)
-        gallery_items = self.items(ref_emb, ref_labels)
+        gallery_items = _like(query, self.items(ref_emb, ref_labels, of_gallery=True))
         return streaming.Compared(query, gallery.to(query), labels, ref_labels, items, gallery_items, own)
 
     def _space(self, embeddings: Tensor, labels: Tensor, names: str = "embeddings, labels") -> tuple[Tensor, Tensor]:
@@ -197,3 +216,7 @@ class PairLoss(nn.Module):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._names())})"
+
+
+def _like(query: Tensor, items: Tensor | None) -> Tensor | None:
+    return None if items is None else items.to(query)

@@ -73,7 +73,7 @@ class RankedListLoss(PairLoss):
         scores = PairWeights(pull, push)
         return Terms(scores, scores, PairWeights(pulled, pushed), PairWeights(pull_scale, push_scale))
 
-    def shares(self, pairs: int) -> tuple[float, float]:
+    def shares(self, pairs: int | Tensor) -> tuple[float | Tensor, float | Tensor]:
         return 1 - self.balance, self.balance
 
 
