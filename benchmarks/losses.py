@@ -113,7 +113,7 @@ def time_methods(n: int, d: int, rounds: int, device: str) -> list[str]:
             if not isinstance(contestant, str):
                 moved = contestant.to(device)  # type: ignore[attr-defined]
                 runs[f"{method}/{name}"] = lambda moved=moved: step(moved, x, labels)  # type: ignore[misc]
-    found = timed(runs, rounds, device)
+    found = timed(runs, rounds * 4096 // n, device)
     lines = []
     for method in METHODS:
         of = contestants(method, n, d)
@@ -140,7 +140,7 @@ def time_attach(n: int, d: int, rounds: int, device: str) -> str:
         step(plain, x, labels)
 
     runs = {"both": both, "attached": lambda: step(attached, x, labels)}
-    found = timed(runs, rounds, device)
+    found = timed(runs, rounds * 4096 // n, device)
     return f"| {n} | {d} | {found['both']:.1f} | {found['attached']:.1f} | {found['attached'] / found['both']:.2f} |"
 
 
@@ -185,7 +185,7 @@ def memory(n: int, d: int, device: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", help="N; default 512 2048 4096")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="at N = 4096; proportionally more at smaller N")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     words = parser.parse_args()

@@ -229,10 +229,10 @@ def _stream(
 ) -> tuple[Tensor, Tensor, Tensor]:
     query, gallery = compared.query, compared.gallery
     itself = gallery is query
-    value, to_query = query.new_zeros(()), torch.zeros_like(query)
-    to_gallery = torch.zeros_like(gallery if moves_gallery and not itself else query[:0])
+    to_gallery = query.new_zeros(0, query.shape[1])
     if not len(query) or not len(gallery):
-        return value, to_query, to_gallery
+        moved = torch.zeros_like(gallery) if moves_gallery and not itself else to_gallery
+        return query.new_zeros(()), torch.zeros_like(query), moved
     twice = itself and moves_gallery and loss.symmetric and chosen is None  # W is its own transpose
     shares = loss.shares(_pairs(compared, chosen))
     space = _space(loss, compared)
@@ -244,13 +244,17 @@ def _stream(
         else:
             space.add_gradient(sums[0], _add_rows(sums[0], terms, loss, shares), x, rows)
         del x, positive, terms  # before those of the next block
+    first, *others = sums
     for share, total in zip(shares if loss.normalised == "batch" else (1.0,), sums, strict=True):
-        factor = share / torch.where(total.mass > 0, total.mass, 1)
-        value += factor * total.value
-        to_query.addcmul_(total.to_query, factor, value=1 + twice)
-        if total.to_gallery is not None:
-            (to_query if itself else to_gallery).addcmul_(total.to_gallery, factor)
-    return value, to_query, to_gallery
+        total.multiply(share / torch.where(total.mass > 0, total.mass, 1))
+    for other in others:
+        first.value += other.value
+        first.to_query += other.to_query
+        if first.to_gallery is not None and other.to_gallery is not None and not itself:
+            first.to_gallery += other.to_gallery
+    if twice:
+        first.to_query *= 2
+    return first.value, first.to_query, to_gallery if first.to_gallery is None or itself else first.to_gallery
 
 
 def _pairs(compared: Compared, chosen: Tensor | None) -> int | Tensor:
@@ -327,16 +331,24 @@ class _Sum:
         self.value, self.mass = query.new_zeros(()), query.new_zeros(())
         self.log_unit = query.new_full((), -torch.inf)  # of everything here
         self.to_query = torch.zeros_like(query)
-        self.to_gallery = torch.zeros_like(gallery) if moves_gallery else None
+        self.to_gallery: Tensor | None = None
+        if moves_gallery:
+            self.to_gallery = self.to_query if gallery is query else torch.zeros_like(gallery)
+
+    def multiply(self, factor: Tensor) -> None:
+        """The value and its gradients."""
+        self.value *= factor
+        self.to_query *= factor
+        if self.to_gallery is not None and self.to_gallery is not self.to_query:
+            self.to_gallery *= factor
 
     def in_its_unit(self, log_mass: Tensor) -> Tensor:
         """Masses of rows [b] in a unit that none overflows; what has been summed so far is converted to it."""
         lowest = torch.finfo(log_mass.dtype).min
         unit = torch.maximum(self.log_unit, log_mass.amax()).clamp(min=lowest)
         factor = (self.log_unit - unit).exp()
-        for part in (self.value, self.mass, self.to_query, self.to_gallery):
-            if part is not None:
-                part *= factor
+        self.multiply(factor)
+        self.mass *= factor
         self.log_unit = unit
         return (log_mass - unit).exp()
 
