@@ -252,8 +252,12 @@ def test_ctrl_c_before_the_training_says_so_and_leaves_nothing(tmp_path):
     wait_for(run.exists)
     time.sleep(0.3)  # the digits are being read, or raw pixels compared
     process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=15)
+    except subprocess.TimeoutExpired:  # a library that was being imported has swallowed it; one would press again
+        process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode in (130, -signal.SIGINT)  # to a shell both are 130
     assert "stopped before there was anything to save" in err
     assert not run.exists()
 
