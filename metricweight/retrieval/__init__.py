@@ -4,7 +4,3 @@
 as this field uses the word; it is not the share of relevant items found. Letters in shapes: Q queries, G gallery,
 K neighbours, D embedding size.
 """
-
-from metricweight.retrieval.report import Report, evaluate
-
-__all__ = ["Report", "evaluate"]

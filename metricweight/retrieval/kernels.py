@@ -3,7 +3,7 @@
 All of them release the interpreter's lock, so that threads run them side by side.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -95,3 +95,472 @@ def keys(
         load(raw_b, halves_b, j, scale_b[j], b)
         found[n] = key(cosine, a, b, squared_b[j])
     return found
+
+
+fast = numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})  # maxima may be taken in any order
+
+MOST_ROWS = 2**16 - 1  # of a tile whose columns are counted: two counts share 32 bits
+
+
+class Side(NamedTuple):
+    """Queries or a gallery of N items, in the order in which they are gone through.
+
+    raw, halves, scale, squared  [.]  as `Points` have them, in the order they were given
+    order                        [N]  which row of `raw` each item is
+    group                        [N]  equal for items whose rows are equal in all values
+    norm                         [N]  float32: length of the compared row
+    half                         [N]  float32: norm^2 / 2
+    """
+
+    raw: Array
+    halves: Array
+    scale: Float64
+    squared: Float64
+    order: NDArray[np.int64]
+    group: NDArray[np.int64]
+    norm: NDArray[np.float32]
+    half: NDArray[np.float32]
+
+
+class Wanted(NamedTuple):
+    """The positives of some queries, and what is counted for each. The queries are items `begin`, `begin` + 1, ...
+
+    start        [B + 1]  the positives of the b-th of them are those from start[b] to start[b + 1]
+    first, last  [B]      its label is that of gallery items first to last, which are never counted
+    farthest     [B]      largest `norm` of its positives
+    bound        [T]      float32 score of each positive, largest first
+    position     [T]      which item of the gallery it is
+    above, tied  [T]      negatives that are closer, and exactly as close
+    """
+
+    begin: int
+    start: NDArray[np.int64]
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    farthest: NDArray[np.float32]
+    bound: NDArray[np.float32]
+    position: NDArray[np.int64]
+    above: NDArray[np.int64]
+    tied: NDArray[np.int64]
+
+
+class Desk(NamedTuple):
+    """What one thread writes on while it settles comparisons in float64."""
+
+    loaded: NDArray[np.int64]  # [1] which query lies in `query`
+    query: Float64  # [D]
+    entry: Float64  # [D]
+    keys: Float64  # [columns] of the entries of the row at hand; NaN where not yet known
+
+
+@fast
+def tops(
+    tile: Array, row_half: Array, column_half: Array, row_top: Array, column_top: Array, begin: int, end: int
+) -> None:
+    """The largest score in each of some rows of a tile of products, and, over these rows, in each column."""
+    column_top[:] = -np.inf
+    for r in range(begin, end):
+        row_top[r] = _row_top(tile[r], column_half)
+        _raise_tops(tile[r], row_half[r], column_top)
+
+
+@fast
+def _row_top(row: Array, half: Array) -> float:
+    top = np.float32(-np.inf)
+    for j in range(len(row)):
+        top = max(top, row[j] - half[j])
+    return top
+
+
+@fast
+def _raise_tops(row: Array, half: float, tops: Array) -> None:
+    for j in range(len(row)):
+        tops[j] = max(tops[j], row[j] - half)
+
+
+@fast
+def _count_row(row: Array, half: Array, low: float, high: float) -> tuple[int, int]:
+    """How many scores are above `high`, and how many are at least `low`."""
+    sure = maybe = np.int32(0)
+    for j in range(len(row)):
+        score = row[j] - half[j]
+        sure += np.int32(score > high)
+        maybe += np.int32(score >= low)
+    return sure, maybe
+
+
+@fast
+def _count_columns(row: Array, half: float, low: Array, high: Array, counts: Array) -> None:
+    """The same for each column, one row at a time: the two counts are the lower and upper 16 bits."""
+    for j in range(len(row)):
+        score = row[j] - half
+        counts[j] = np.uint32(
+            counts[j] + np.uint32(score > high[j]) + (np.uint32(score >= low[j]) << np.uint32(16))
+        )
+
+
+@exact
+def _slack(rounding: float, query: float, positive: float, entry: float) -> float:
+    """How far two scores c_q.c_p - |c_p|^2/2 and c_q.c_e - |c_e|^2/2 may be off, by the lengths of the three rows."""
+    return rounding * (query * (positive + entry) + (positive * positive + entry * entry) / 2)
+
+
+@exact
+def _entry_key(cosine: bool, queries: Side, gallery: Side, query: int, entry: int, desk: Desk) -> float:
+    if desk.loaded[0] != query:
+        row = queries.order[query]
+        load(queries.raw, queries.halves, row, queries.scale[row], desk.query)
+        desk.loaded[0] = query
+    row = gallery.order[entry]
+    load(gallery.raw, gallery.halves, row, gallery.scale[row], desk.entry)
+    return key(cosine, desk.query, desk.entry, gallery.squared[row])
+
+
+@exact
+def _settle(
+    scores: Array,
+    half: Array,
+    low: float,
+    high: float,
+    skip: tuple[int, int],
+    begin: int,
+    query: int,
+    p: int,
+    cosine: bool,
+    queries: Side,
+    gallery: Side,
+    wanted: Wanted,
+    desk: Desk,
+) -> None:
+    """Decides in float64 which of the entries between `low` and `high` are closer than positive p, or as close.
+
+    `begin`: the item of the gallery that the first score is of. `skip`: scores that do not count.
+    """
+    positive = wanted.position[p]
+    own = np.nan
+    for j in range(len(scores)):
+        score = scores[j] - half[j]
+        if score < low or score > high or skip[0] <= j < skip[1]:
+            continue
+        if gallery.group[begin + j] == gallery.group[positive]:
+            wanted.tied[p] += 1
+            continue
+        if np.isnan(own):
+            own = _entry_key(cosine, queries, gallery, query, positive, desk)
+        if np.isnan(desk.keys[j]):
+            desk.keys[j] = _entry_key(cosine, queries, gallery, query, begin + j, desk)
+        wanted.above[p] += desk.keys[j] > own
+        wanted.tied[p] += desk.keys[j] == own
+
+
+@exact
+def _overlap(first: int, last: int, begin: int, count: int) -> tuple[int, int]:
+    """Which of `count` entries from item `begin` on are items first to last."""
+    return min(max(first - begin, 0), count), min(max(last - begin, 0), count)
+
+
+@exact
+def count_rows(
+    tile: Array,
+    top: Array,
+    longest: float,
+    rounding: float,
+    cosine: bool,
+    queries: Side,
+    gallery: Side,
+    wanted: Wanted,
+    row_begin: int,
+    column_begin: int,
+    desk: Desk,
+    begin: int,
+    end: int,
+) -> None:
+    """For rows `begin` to `end` of a tile of products of queries (rows) with gallery items (columns): counts the
+    negatives above each positive of these queries, one positive at a time."""
+    columns = tile.shape[1]
+    half = gallery.half[column_begin : column_begin + columns]
+    for r in range(begin, end):
+        query = row_begin + r
+        b = query - wanted.begin
+        skip = _overlap(wanted.first[b], wanted.last[b], column_begin, columns)
+        settled = False
+        for p in range(wanted.start[b], wanted.start[b + 1]):
+            slack = _slack(rounding, queries.norm[query], gallery.norm[wanted.position[p]], longest)
+            low, high = np.float32(wanted.bound[p] - slack), np.float32(wanted.bound[p] + slack)
+            if top[r] < low:
+                continue
+            sure, maybe = _count_row(tile[r], half, low, high)
+            if skip[0] < skip[1]:
+                less = _count_row(tile[r][skip[0] : skip[1]], half[skip[0] : skip[1]], low, high)
+                sure -= less[0]
+                maybe -= less[1]
+            wanted.above[p] += sure
+            if maybe > sure:
+                if not settled:
+                    desk.keys[:columns] = np.nan
+                    settled = True
+                _settle(
+                    tile[r], half, low, high, skip, column_begin, query, p, cosine, queries, gallery, wanted, desk
+                )
+
+
+@exact
+def count_columns(
+    tile: Array,
+    top: Array,
+    longest: float,
+    rounding: float,
+    cosine: bool,
+    queries: Side,
+    gallery: Side,
+    wanted: Wanted,
+    row_begin: int,
+    column_begin: int,
+    desk: Desk,
+    begin: int,
+    end: int,
+) -> None:
+    """The same tile the other way: its columns `begin` to `end` are the queries, its rows the gallery."""
+    rows = tile.shape[0]
+    half = gallery.half[row_begin : row_begin + rows]
+    width = end - begin
+    low, high = np.empty(width, np.float32), np.empty(width, np.float32)
+    counts = np.empty(width, np.uint32)
+    column = np.empty(rows, np.float32)
+    first_b = column_begin + begin - wanted.begin
+    most = 0
+    for l in range(width):
+        most = max(most, wanted.start[first_b + l + 1] - wanted.start[first_b + l])
+    for k in range(most):  # the k-th positive of all these queries
+        alive = False
+        for l in range(width):
+            low[l] = high[l] = np.inf
+            p = wanted.start[first_b + l] + k
+            if p < wanted.start[first_b + l + 1]:
+                norm = queries.norm[column_begin + begin + l]
+                slack = _slack(rounding, norm, gallery.norm[wanted.position[p]], longest)
+                if top[begin + l] >= np.float32(wanted.bound[p] - slack):
+                    low[l], high[l] = wanted.bound[p] - slack, wanted.bound[p] + slack
+                    alive = True
+        if not alive:
+            continue
+        counts[:] = 0
+        for r in range(rows):
+            _count_columns(tile[r][begin:end], half[r], low, high, counts)
+        for l in range(width):
+            sure, maybe = np.int64(counts[l] & np.uint32(0xFFFF)), np.int64(counts[l] >> np.uint32(16))
+            if maybe == 0:
+                continue
+            b = first_b + l
+            p = wanted.start[b] + k
+            skip = _overlap(wanted.first[b], wanted.last[b], row_begin, rows)
+            for r in range(skip[0], skip[1]):
+                score = tile[r, begin + l] - half[r]
+                sure -= score > high[l]
+                maybe -= score >= low[l]
+            wanted.above[p] += sure
+            if maybe > sure:
+                for r in range(rows):
+                    column[r] = tile[r, begin + l]
+                desk.keys[:rows] = np.nan
+                query = column_begin + begin + l
+                _settle(
+                    column, half, low[l], high[l], skip, row_begin, query, p, cosine, queries, gallery, wanted, desk
+                )
+
+
+CELLS = 8  # to each positive, where entries are sorted in among many
+
+
+@fast
+def _cells_of(row: Array, half: Array, floor: float, steps: float, top: float, cells: NDArray[np.int32]) -> None:
+    """Which of equal cells each score falls in: 0 below the floor, at most `top`."""
+    for j in range(len(row)):
+        cell = (row[j] - half[j] - floor) * steps + np.float32(1)
+        cell = cell if cell > 0 else np.float32(0)
+        cells[j] = np.int32(cell if cell < top else top)
+
+
+@exact
+def _tally(
+    cells: NDArray[np.int32], dirty: NDArray[np.uint8], tally: NDArray[np.int32], chosen: NDArray[np.int32]
+) -> int:
+    """Counts the entries of each cell, and lists those of the dirty ones; returns how many these are."""
+    count = 0
+    for j in range(len(cells)):
+        cell = cells[j]
+        tally[cell] += 1
+        chosen[count] = j
+        count += dirty[cell]
+    return count
+
+
+@fast
+def _sum(counts: NDArray[np.int32]) -> int:
+    total = np.int32(0)
+    for m in range(len(counts)):
+        total += counts[m]
+    return total
+
+
+@exact
+def count_binned(
+    tile: Array,
+    longest: float,
+    rounding: float,
+    cosine: bool,
+    queries: Side,
+    gallery: Side,
+    wanted: Wanted,
+    row_begin: int,
+    column_begin: int,
+    desk: Desk,
+    begin: int,
+    end: int,
+) -> None:
+    """As `count_rows`, for queries of many positives: each entry finds its place among the sorted positives.
+
+    The range of their scores is cut into equal cells. Those with a positive in them, or within rounding, are dirty:
+    each entry there is compared with the positives. All others are only counted.
+    """
+    columns = tile.shape[1]
+    half = gallery.half[column_begin : column_begin + columns]
+    most = 0
+    for r in range(begin, end):
+        b = row_begin + r - wanted.begin
+        most = max(most, wanted.start[b + 1] - wanted.start[b])
+    bound, own, place = np.empty(most + 1, np.float32), np.empty(most), np.empty(most + 1, np.int64)
+    size = CELLS * most + 2
+    dirty, tally = np.zeros(size, np.uint8), np.zeros(size, np.int32)
+    first, last, marked = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.int32)
+    cells, chosen = np.empty(columns, np.int32), np.empty(columns + 1, np.int32)
+    for r in range(begin, end):
+        query = row_begin + r
+        b = query - wanted.begin
+        start, count = wanted.start[b], wanted.start[b + 1] - wanted.start[b]
+        if count == 0:
+            continue
+        for k in range(count):  # smallest first
+            bound[k] = wanted.bound[start + count - 1 - k]
+        bound[count] = np.inf
+        own[:count] = np.nan
+        place[: count + 1] = 0
+        slack = np.float32(_slack(rounding, queries.norm[query], wanted.farthest[b], longest))
+        floor = bound[0] - slack
+        top = np.float32(CELLS * count + 1)
+        steps = (top - np.float32(2)) / max(bound[count - 1] + slack - floor, np.float32(1e-30))
+
+        marks = 0  # dirty cells so far, in order
+        for k in range(count):
+            lower = np.int32(min(max((bound[k] - slack - floor) * steps + np.float32(1), np.float32(0)), top))
+            upper = np.int32(min(max((bound[k] + slack - floor) * steps + np.float32(1), np.float32(0)), top))
+            for cell in range(lower, upper + 1):
+                if marks == 0 or cell > marked[marks - 1]:
+                    dirty[cell] = 1
+                    first[cell] = k
+                    marked[marks] = cell
+                    marks += 1
+                last[cell] = k + 1
+        _cells_of(tile[r], half, floor, steps, top, cells)
+        skip = _overlap(wanted.first[b], wanted.last[b], column_begin, columns)
+        cells[skip[0] : skip[1]] = 0
+        dirty[0] = 0
+        count_chosen = _tally(cells, dirty, tally, chosen)
+        for n in range(marks):
+            after = marked[n + 1] if n + 1 < marks else np.int32(top) + 1
+            place[last[marked[n]]] += _sum(tally[marked[n] + 1 : after])
+            dirty[marked[n]] = 0
+        tally[: np.int32(top) + 1] = 0
+
+        for n in range(count_chosen):
+            j = chosen[n]
+            score = tile[r, j] - half[j]
+            k, upto = first[cells[j]], last[cells[j]]
+            while k < upto:  # k: how many positives have a smaller score
+                middle = (k + upto) // 2
+                if bound[middle] < score:
+                    k = middle + 1
+                else:
+                    upto = middle
+            while k > 0 and score - bound[k - 1] <= slack:
+                k -= 1
+            place[k] += 1
+            entry = column_begin + j
+            found = np.nan
+            while k < count and bound[k] - score <= slack:
+                p = start + count - 1 - k
+                positive = wanted.position[p]
+                if gallery.group[entry] == gallery.group[positive]:
+                    wanted.tied[p] += 1
+                else:
+                    if np.isnan(own[k]):
+                        own[k] = _entry_key(cosine, queries, gallery, query, positive, desk)
+                    if np.isnan(found):
+                        found = _entry_key(cosine, queries, gallery, query, entry, desk)
+                    wanted.above[p] += found > own[k]
+                    wanted.tied[p] += found == own[k]
+                k += 1
+        higher = 0
+        for k in range(count - 1, -1, -1):
+            higher += place[k + 1]
+            wanted.above[start + count - 1 - k] += higher
+
+
+@exact
+def pack_positives(
+    products: Array,
+    half: Array,
+    itself: NDArray[np.int64],
+    query_cameras: NDArray[np.int64],
+    gallery_cameras: NDArray[np.int64],
+    packed: NDArray[np.uint64],
+) -> None:
+    """Products of queries [B] with the items of their label [n] as numbers that sort by score, largest first: the
+    score above, which item it is below. What is no positive, as the query itself, sorts last.
+
+    itself                          [B]          which of the items is the query, if any
+    query_cameras, gallery_cameras  [B], [n]     or empty: items of the query's camera are no positives
+    packed                          [B, n]       written
+    """
+    bits = np.empty(1, np.float32)
+    for b in range(products.shape[0]):
+        for j in range(products.shape[1]):
+            if j == itself[b] or (len(query_cameras) > 0 and query_cameras[b] == gallery_cameras[j]):
+                packed[b, j] = np.uint64(0xFFFFFFFFFFFFFFFF)
+                continue
+            bits[0] = products[b, j] - half[j]
+            number = bits.view(np.uint32)[0]
+            rising = number ^ np.uint32(0xFFFFFFFF) if number >> np.uint32(31) else number | np.uint32(0x80000000)
+            packed[b, j] = (np.uint64(rising ^ np.uint32(0xFFFFFFFF)) << np.uint64(32)) | np.uint64(j)
+
+
+@exact
+def unpack_positives(
+    packed: NDArray[np.uint64],
+    start: NDArray[np.int64],
+    first: int,
+    bound: NDArray[np.float32],
+    position: NDArray[np.int64],
+) -> None:
+    """Sorted rows of `pack_positives` as bounds and positions, row b from start[b] on."""
+    bits = np.empty(1, np.uint32)
+    for b in range(packed.shape[0]):
+        for k in range(start[b + 1] - start[b]):
+            number = packed[b, k]
+            rising = np.uint32(number >> np.uint64(32)) ^ np.uint32(0xFFFFFFFF)
+            bits[0] = rising & np.uint32(0x7FFFFFFF) if rising >> np.uint32(31) else rising ^ np.uint32(0xFFFFFFFF)
+            bound[start[b] + k] = bits.view(np.float32)[0]
+            position[start[b] + k] = first + np.int64(number & np.uint64(0xFFFFFFFF))
+
+
+@exact
+def nearest_first(start: NDArray[np.int64], above: NDArray[np.int64], tied: NDArray[np.int64]) -> None:
+    """Puts the positives of each query in order, by what was counted; only the nearly equal are out of it."""
+    for b in range(len(start) - 1):
+        for p in range(start[b] + 1, start[b + 1]):
+            a, t = above[p], tied[p]
+            k = p - 1
+            while k >= start[b] and (above[k] > a or (above[k] == a and tied[k] > t)):
+                above[k + 1], tied[k + 1] = above[k], tied[k]
+                k -= 1
+            above[k + 1], tied[k + 1] = a, t

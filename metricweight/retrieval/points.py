@@ -19,7 +19,7 @@ Similarity = Literal["cosine", "euclidean"]
 Array = NDArray[Any]
 Rows = slice | NDArray[np.int64]
 
-BLOCK = 4096  # rows read at a time; fixed, so that sums do not depend on the memory there is
+BLOCK = 1024  # rows read at a time; fixed, so that sums do not depend on the memory there is
 
 
 @dataclass(frozen=True, eq=False)

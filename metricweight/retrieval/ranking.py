@@ -1,9 +1,38 @@
-"""Exact ranks of all positives of every query, without a full sort and without the Q x G matrix."""
+"""Exact ranks of all positives of every query, without a full sort and without the Q x G matrix.
 
+A positive p of query q has the rank (negatives that are closer than p) + (positives that are). So it is enough to
+count, in blocks of products that are thrown away, the entries above each positive; and when the queries are the
+gallery, a block serves its rows as queries and its columns too.
+
+    c_q.c_g - |c_g|^2 / 2  =  (|c_q|^2 - |c_q - c_g|^2) / 2        larger is closer; c are rows of `Points.compared`
+
+**Float32 products decide what they can.** They change in the last bits with the block and with the engine, so an entry
+within their rounding of a positive is compared again in float64 in one order of summation (`Points.key`), and what is
+exactly as close is decided there. Ranks therefore depend on no engine, block size, thread or number of processes.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from metricweight.checks import InputError
+from metricweight.retrieval import kernels
+from metricweight.retrieval.kernels import Desk, Side, Wanted
+from metricweight.retrieval.points import Points, fingerprints, readable
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+MANY = 48  # positives from which on entries are sorted in among them, rather than compared with each
+TILE = 1024  # rows and columns of a block of products
+WIDE = (64, 32768)  # the same where positives are many
+ROUNDING = 6e-7  # of a float32 score of rows of length one, up to 1,024 numbers; measured: 5e-7 at most
+BYTES_PER_POSITIVE = 64
 
 
 class Ranks(NamedTuple):
@@ -20,7 +49,293 @@ class Ranks(NamedTuple):
     place each, up to the order among themselves, which no metric sees.
     """
 
-    start: NDArray[np.int64]
-    above: NDArray[np.int64]
-    tied: NDArray[np.int64]
-    ranked: NDArray[np.int64]
+    start: Ints
+    above: Ints
+    tied: Ints
+    ranked: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Who looks for whom.
+
+    queries, gallery                [Q], [G]  of one `together`; the same object where the queries are the gallery
+    query_labels, gallery_labels    [Q], [G]  positives are the gallery items of the query's label ...
+    itself                          [Q]       ... but for the query itself, at this row of the gallery (-1: not in it),
+    query_cameras, gallery_cameras  [Q], [G]  ... and, where these are given, those of its own camera. Neither is ranked
+    """
+
+    queries: Points
+    gallery: Points
+    query_labels: Ints
+    gallery_labels: Ints
+    itself: Ints
+    query_cameras: Ints | None = None
+    gallery_cameras: Ints | None = None
+
+
+class Share(NamedTuple):
+    """Which part of the blocks this process counts, and how the counts of all are added up."""
+
+    rank: int = 0
+    processes: int = 1
+    add_up: Callable[[Ints], None] = lambda counts: None
+
+
+def ranks(
+    search: Search,
+    *,
+    memory: int = 2**30,
+    threads: int | None = None,
+    share: Share | None = None,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Iterator[tuple[Ints, Ranks]]:
+    """Batches of queries, as rows of `search.queries`, and their ranks; each query comes once, in no order.
+
+    memory    bytes that may be used beyond the embeddings as they were given
+    progress  is told, now and then, which share of the work is done
+
+    Time: Q G D multiplications, half of that where the queries are the gallery and nobody has more than MANY
+    positives; the counting adds little. Raises InputError where the memory is too small for any block.
+    """
+    yield from _Count(search, memory, threads or _threads(), share or Share(), progress).batches()
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+class _Order(NamedTuple):
+    """Items sorted by label, those of large classes first: a class is items first[c] to first[c] + size[c]."""
+
+    gallery: Ints  # [G] rows
+    queries: Ints  # [S] rows of the queries that have a positive
+    first: Ints  # [S] for each of these, where its class begins in the gallery
+    last: Ints
+    positives: Ints  # [S]
+    without: Ints  # rows of the queries that have none
+    ranked: Ints  # [Q] by row
+
+
+def _sorted(search: Search) -> _Order:
+    labels, own_class, size = np.unique(search.gallery_labels, return_inverse=True, return_counts=True)
+    by_size = np.argsort(-size, kind="stable")
+    place = np.empty_like(by_size)  # of each class
+    place[by_size] = np.arange(len(by_size))
+    order = np.argsort(place[own_class], kind="stable")
+    first = np.concatenate([[0], np.cumsum(size[by_size])])
+
+    found = np.minimum(np.searchsorted(labels, search.query_labels), len(labels) - 1)
+    known = labels[found] == search.query_labels
+    rank = np.where(known, place[found], 0)
+    own = np.where(known, first[rank + 1] - first[rank], 0)
+    left_out = (search.itself >= 0).astype(np.int64)
+    positives = own - (known & (search.itself >= 0) & (search.gallery_labels[search.itself] == search.query_labels))
+    if search.query_cameras is not None and search.gallery_cameras is not None:
+        left_out = _of_both(search)
+        positives = own - left_out
+    rows = np.flatnonzero(positives > 0)
+    rows = rows[np.argsort(rank[rows], kind="stable")]
+    return _Order(
+        order, rows, first[rank[rows]], first[rank[rows] + 1], positives[rows], np.flatnonzero(positives == 0),
+        len(order) - left_out,
+    )  # fmt: skip
+
+
+def _of_both(search: Search) -> Ints:
+    """How many gallery items have the label and the camera of each query [Q]."""
+    query = np.stack([search.query_labels, search.query_cameras], axis=1)  # type: ignore[list-item]
+    gallery = np.stack([search.gallery_labels, search.gallery_cameras], axis=1)  # type: ignore[list-item]
+    _, both = np.unique(np.concatenate([query, gallery]), axis=0, return_inverse=True)
+    both = both.reshape(-1)
+    return np.bincount(both[len(query) :], minlength=both.max() + 1)[both[: len(query)]]
+
+
+class _Count:
+    """One pass over all blocks."""
+
+    def __init__(
+        self, search: Search, memory: int, threads: int, share: Share, progress: Callable[[float], None]
+    ) -> None:
+        self.search, self.threads, self.share, self.progress = search, threads, share, progress
+        self.cosine = search.queries.similarity == "cosine"
+        self.order = order = _sorted(search)
+        size = search.gallery.size
+        self.rounding = ROUNDING * math.sqrt(max(1.0, size / 1024))
+        row = 4 * size
+        tiles = 4 * (TILE * TILE + WIDE[0] * WIDE[1]) + 3 * 8 * 1024 * size + 2 * TILE * row
+        most = int(order.positives.max(initial=0))
+        least = tiles + 2 * BYTES_PER_POSITIVE * most
+        if memory < least:
+            raise InputError(
+                f"memory of {_bytes(memory)} is too small for these {len(search.queries):,} queries of {size} numbers, "
+                f"with up to {most:,} positives; give {_bytes(least)} at least."
+            )
+        spare = memory - tiles
+        self.batch = spare // 4 // BYTES_PER_POSITIVE
+        self.held = len(order.gallery) * row <= spare // 2
+        self.rows = len(order.queries) if self.held else max(TILE, spare // 4 // row // TILE * TILE)
+        self.many = int(np.searchsorted(-order.positives, -MANY, side="left"))  # queries with more than MANY come first
+        same = search.queries is search.gallery and len(order.queries) and np.array_equal(
+            order.gallery[: len(order.queries)], order.queries
+        )
+        self.both_sides = bool(same) and int(order.positives[self.many :].sum()) <= self.batch
+        self.points = search.gallery.compared(order.gallery) if self.held else None
+        self.gallery = self._side(search.gallery, order.gallery, self.points)
+        own = self.points[: len(order.queries)] if same and self.points is not None else None
+        self.queries = self._side(search.queries, order.queries, own)
+        self.own = own
+        few = len(order.queries) - self.many
+        self.done, self.work = 0, len(order.queries) * len(order.gallery) - (few * few // 2 if self.both_sides else 0)
+
+    def _side(self, points: Points, order: Ints, rows: Floats | None) -> Side:
+        group = fingerprints(points.raw).view(np.int64).reshape(-1, 2)[:, 0]
+        squares = np.empty(len(order))
+        for begin in range(0, len(order), 1024):
+            some = points.compared(order[begin : begin + 1024]) if rows is None else rows[begin : begin + 1024]
+            squares[begin : begin + 1024] = np.einsum("nd,nd->n", some, some, dtype=np.float64)
+        norm, half = np.sqrt(squares).astype(np.float32), (squares / 2).astype(np.float32)
+        return Side(*readable(points.raw), points.scale, points.squared, order, group[order], norm, half)
+
+    def batches(self) -> Iterator[tuple[Ints, Ranks]]:
+        order = self.order
+        if len(order.without):
+            none = np.empty(0, dtype=np.int64)
+            start = np.zeros(len(order.without) + 1, dtype=np.int64)
+            yield order.without, Ranks(start, none, none, order.ranked[order.without])
+        ends = np.cumsum(order.positives)
+        begin = 0
+        with ThreadPoolExecutor(self.threads) as self.pool:
+            while begin < len(order.queries):
+                before = ends[begin - 1] if begin else 0
+                end = max(begin + 1, int(np.searchsorted(ends, before + self.batch, side="right")))
+                if begin < self.many:
+                    end = min(end, self.many)
+                wanted = self._wanted(begin, end)
+                self._count(wanted, begin, end)
+                self.share.add_up(wanted.above)
+                self.share.add_up(wanted.tied)
+                kernels.nearest_first(wanted.start, wanted.above, wanted.tied)
+                rows = order.queries[begin:end]
+                yield rows, Ranks(wanted.start, wanted.above, wanted.tied, order.ranked[rows])
+                begin = end
+
+    def _compared(self, points: Points, held: Floats | None, order: Ints, begin: int, end: int) -> Floats:
+        return points.compared(order[begin:end]) if held is None else held[begin:end]
+
+    def _query_rows(self, begin: int, end: int) -> Floats:
+        return self._compared(self.search.queries, self.own, self.order.queries, begin, end)
+
+    def _gallery_rows(self, begin: int, end: int) -> Floats:
+        return self._compared(self.search.gallery, self.points, self.order.gallery, begin, end)
+
+    def _wanted(self, begin: int, end: int) -> Wanted:
+        """The positives of queries begin to end, with their scores."""
+        order, search = self.order, self.search
+        start = np.concatenate([[0], np.cumsum(order.positives[begin:end])])
+        wanted = Wanted(
+            begin, start, order.first[begin:end], order.last[begin:end], np.empty(end - begin, np.float32),
+            np.empty(start[-1], np.float32),
+            *(np.zeros(start[-1], np.int64) for _ in range(3)),
+        )  # fmt: skip
+        place = np.empty(len(order.gallery) + 1, dtype=np.int64)
+        place[order.gallery] = np.arange(len(order.gallery))
+        place[-1] = -1
+        itself = place[search.itself[order.queries[begin:end]]]
+        edges = np.flatnonzero(np.diff(wanted.first, prepend=-1, append=-1))
+        nobody = np.empty(0, dtype=np.int64)
+        for class_begin, class_end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            first, last = int(wanted.first[class_begin]), int(wanted.last[class_begin])
+            members = self._gallery_rows(first, last)
+            cameras = nobody if search.gallery_cameras is None else search.gallery_cameras[order.gallery[first:last]]
+            step = max(1, 2**20 // (last - first))
+            for b in range(class_begin, class_end, step):
+                to = min(b + step, class_end)
+                products = self._query_rows(begin + b, begin + to) @ members.T
+                packed = np.empty(products.shape, np.uint64)
+                own = nobody if search.query_cameras is None else search.query_cameras[order.queries[begin + b : begin + to]]
+                kernels.pack_positives(
+                    products, self.gallery.half[first:last], itself[b:to] - first, own, cameras, packed
+                )
+                packed.sort(axis=1)
+                kernels.unpack_positives(packed, start[b : to + 1], first, wanted.bound, wanted.position)
+        np.maximum.reduceat(self.gallery.norm[wanted.position], start[:-1], out=wanted.farthest)
+        return wanted
+
+    def _count(self, wanted: Wanted, begin: int, end: int) -> None:
+        """Goes through the blocks of queries begin to end with the gallery."""
+        many = begin < self.many
+        both = self.both_sides and not many
+        height, width = WIDE if many else (TILE, TILE)
+        buffer = np.empty(height * width, np.float32)
+        desks = [_desk(self.search.gallery.size, max(height, width)) for _ in range(self.threads)]
+        number = 0
+        for rows_begin in range(begin, end, self.rows):
+            rows_end = min(rows_begin + self.rows, end)
+            rows = self._query_rows(rows_begin, rows_end)
+            for column, column_end in _grid(len(self.order.gallery), width, seam=self.many if both else 0):
+                if both and self.many <= column < rows_begin:
+                    continue
+                items = self._gallery_rows(column, column_end)
+                for row in range(rows_begin, rows_end, height):
+                    if both and self.many <= column < row:
+                        break  # this block and those below were the other side of earlier ones
+                    number += 1
+                    if number % self.share.processes != self.share.rank:
+                        continue
+                    row_end = min(row + height, rows_end)
+                    tile = buffer[: (row_end - row) * (column_end - column)].reshape(row_end - row, -1)
+                    np.matmul(rows[row - rows_begin : row_end - rows_begin], items.T, out=tile)
+                    self._tile(tile, wanted, row, column, many, both and self.many <= column != row, desks)
+                    self.done += tile.size * self.share.processes
+                    self.progress(min(1.0, self.done / self.work))
+
+    def _tile(
+        self, tile: Floats, wanted: Wanted, row: int, column: int, many: bool, columns_too: bool, desks: list[Desk]
+    ) -> None:
+        """Counts what a block of products of queries from `row` on with items from `column` on says."""
+        rows, columns = tile.shape
+        given = (self.rounding, self.cosine, self.queries, self.gallery, wanted, row, column)
+        longest = self.gallery.norm[column : column + columns].max()
+        if many:
+            self._side_by_side(
+                rows, lambda desk, begin, end: kernels.count_binned(tile, longest, *given, desks[desk], begin, end)
+            )
+            return
+        row_top, column_tops = np.empty(rows, np.float32), np.full((len(desks), columns), -np.inf, np.float32)
+        row_half = self.gallery.half[row : row + rows] if columns_too else np.zeros(rows, np.float32)
+        column_half = self.gallery.half[column : column + columns]
+
+        def rows_of(desk: int, begin: int, end: int) -> None:
+            kernels.tops(tile, row_half, column_half, row_top, column_tops[desk], begin, end)
+            kernels.count_rows(tile, row_top, longest, *given, desks[desk], begin, end)
+
+        self._side_by_side(rows, rows_of)
+        queries = min(columns, len(self.order.queries) - column) if columns_too else 0
+        if queries > 0:
+            top, longest = column_tops.max(axis=0), self.gallery.norm[row : row + rows].max()
+            self._side_by_side(
+                queries,
+                lambda desk, begin, end: kernels.count_columns(tile, top, longest, *given, desks[desk], begin, end),
+            )
+
+    def _side_by_side(self, count: int, work: Callable[[int, int, int], None]) -> None:
+        """`work(thread, begin, end)` for as many parts of range(count) as there are threads."""
+        edges = [count * n // self.threads for n in range(self.threads + 1)]
+        list(self.pool.map(work, range(self.threads), edges[:-1], edges[1:]))
+
+
+def _desk(size: int, entries: int) -> Desk:
+    return Desk(np.full(1, -1), np.empty(size), np.empty(size), np.empty(entries))
+
+
+def _grid(count: int, step: int, seam: int) -> list[tuple[int, int]]:
+    """Blocks of `step`, none of which goes across the seam."""
+    edges = [*range(0, seam, step), *range(seam, count, step), count]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{math.ceil(count / 2**20)} MiB"
