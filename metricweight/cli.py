@@ -117,31 +117,96 @@ def embed(
 
 @app.command()
 def evaluate(
-    embeddings: Annotated[Path, typer.Argument(help=".npz, .npy, .csv or .parquet.")],
+    embeddings: Annotated[Path, typer.Argument(help=".npz, .npy, .csv or .parquet, or the folder of a run.")],
     labels: Annotated[
         Path | None, typer.Option(help="Labels in a file of their own: .npy, .txt, .csv or .parquet.")
     ] = None,
     label_column: Annotated[
         str | None, typer.Option(help="Column of the labels in a .csv or .parquet.", show_default="label")
     ] = None,
-    ks: Annotated[list[int], typer.Option(help="The K of Recall@K, as in --ks 1 2 4 8.")] = [1, 2, 4, 8],  # noqa: B006
+    gallery: Annotated[Path | None, typer.Option(help="What is searched, if not the embeddings themselves.")] = None,
+    gallery_labels: Annotated[Path | None, typer.Option(help="Its labels in a file of their own.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="Who searches for whom: a name that `metricweight protocols` lists, or with changes "
+                     "market1501:ap=step.", show_default="self; gallery where there is one"),
+    ] = None,
+    all_protocols: Annotated[
+        bool, typer.Option("--all-protocols", help="By each protocol that these items allow, side by side.")
+    ] = False,
+    ks: Annotated[
+        list[int] | None,
+        typer.Option(help="The K of Recall@K, as in --ks 1 2 4 8.", show_default="those of the protocol"),
+    ] = None,
     similarity: Annotated[str, typer.Option(help="cosine or euclidean.")] = "cosine",
+    missing: Annotated[
+        str, typer.Option(help="Queries without a positive: skip, zero (they count as 0) or error.")
+    ] = "skip",
+    memory: Annotated[str, typer.Option(help="What may be used beyond the embeddings.")] = "1GiB",
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Also k-reciprocal re-ranked, in a row of its own.")
+    ] = False,
+    expand: Annotated[
+        str | None, typer.Option(help="Also with queries expanded by K neighbours, or K:ALPHA, in a row of its own.")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(help="ivf_flat, ivf_pq or hnsw: approximate, for very large galleries.")
+    ] = None,
+    index_file: Annotated[Path | None, typer.Option(help="The index: loaded if it is there, else saved.")] = None,
+    clustering: Annotated[
+        bool, typer.Option("--clustering", help="Also NMI, AMI and F1 of k-means clusters. Slow for many classes.")
+    ] = False,
+    thresholds: Annotated[
+        bool, typer.Option("--thresholds", help="Also from which similarity on two items are called the same.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report.", show_default="that of the embeddings")
     ] = None,
-) -> None:
-    """Print and save a Recall@K report of embeddings, whoever made them."""
-    from metricweight.data.embeddings import read
-    from metricweight.retrieval import evaluate
-    from metricweight.retrieval.report import markdown, save
+) -> None:  # fmt: skip
+    """Print and save a Recall@K report of embeddings, whoever made them.
 
-    found = read(embeddings, labels, label_column)
-    report = evaluate(found.embeddings, found.labels, similarity=similarity, ks=ks)  # type: ignore[arg-type]
-    stem = (out or embeddings.parent) / f"{embeddings.stem}.report"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    table = {embeddings.stem: report}
-    save(table, stem, split=found.split, source=str(embeddings))
-    typer.echo(f"{found.what}\n\n{markdown(table)}\n\nSaved as {stem}.json, .md and .csv.")
+    Started by `torchrun -m metricweight evaluate ...`, each process does its share.
+    """
+    from metricweight.reporting import Asked, Files, report
+
+    files = Files(embeddings, labels, label_column, gallery, gallery_labels)
+    asked = Asked(
+        protocol, all_protocols, ks, similarity, missing, memory,  # type: ignore[arg-type]
+        rerank, expand, index, index_file, clustering, thresholds,
+    )  # fmt: skip
+    report(files, asked, out, json)
+
+
+@app.command()
+def protocols() -> None:
+    """List the protocols: who searches for whom, and what does not count."""
+    from metricweight.retrieval.protocol import PROTOCOLS
+
+    for protocol in PROTOCOLS.values():
+        typer.echo(f"{protocol.name:15s} {protocol.what}\n{'':15s} {protocol.rules()}")
+    typer.echo("\nmetricweight evaluate FILE --protocol NAME uses one; NAME:ap=step,junk=-1 changes it.")
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A report.json, or the folder of a run; with :MODEL, one of its models.")],
+    b: Annotated[str, typer.Argument(help="The same: B is judged against A.")],
+    metric: Annotated[
+        str | None, typer.Option(help="By which metric, such as map@r.", show_default="the first of the report")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare although their stamps differ.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the comparison: which classes and queries changed.")
+    ] = None,
+) -> None:
+    """Say whether B is better than A, worse, or whether one cannot tell."""
+    from metricweight.retrieval import comparison
+
+    found = comparison.compare(comparison.load(a), comparison.load(b), metric=metric, force=force)
+    if out is not None:
+        comparison.save(found, out)
+    typer.echo(comparison.text(found))
 
 
 def main() -> None:

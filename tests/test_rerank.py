@@ -171,7 +171,7 @@ def peak(x, **how):
 
 
 def test_memory_stays_below_that_of_all_pairs():
-    assert peak(clusters(3000, size=16, seed=10), memory=2**22) < 3000 * 3000 * 8 / 4
+    assert peak(clusters(2000, size=16, seed=10), memory=2**21) < 2000 * 2000 * 8 / 3
 
 
 def test_memory_stays_low_where_every_node_overlaps_with_every_other():

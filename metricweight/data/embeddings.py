@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,24 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 TABLES = (".csv", ".parquet")
+ROLES = {"camera": "cameras", "query": "queries"}  # column of a table -> array of an .npz file
 
 
 class Embeddings(NamedTuple):
-    """Embeddings [N, D], labels [N], the split they are of ("all" where nothing is said), and what was read."""
+    """What a file, or two, hold.
+
+    embeddings  [N, D]  a memory map where they come from an .npy file
+    labels      [N]
+    cameras     [N]     integers, where there are any
+    queries     [N]     which items are queries, true or false, where that is said
+    split       which split they are of; "all" where nothing is said
+    what        what was read, in words
+    """
 
     embeddings: Array
     labels: Array
+    cameras: Array | None
+    queries: Array | None
     split: str
     what: str
 
@@ -33,14 +44,19 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
 
     path          .npz with the arrays `embeddings` and `labels`; .npy, with `labels` in a file of their own; .csv or
                   .parquet with a label column, and the embedding in numbered columns (e0, e1, ...), else in all other
-                  columns if they are floats, or, in .parquet, in one column of lists
+                  columns if they are floats, or, in .parquet, in one column of lists; or the folder of a run
     labels        .npy, .csv or .parquet with a label column, or .txt with a label per line
     label_column  what that column is called; None: label
+
+    Cameras and queries are the arrays `cameras` and `queries` of an .npz file, or the columns `camera` and `query` of
+    a table, that of the labels where these have one of their own.
 
     Labels in text are integers if all of them read so to the letter (01 does not), else strings. Raises InputError
     for files that are missing, damaged or of another kind, and says which arrays or columns are there when the ones
     that are needed are not.
     """
+    if (path / "embeddings.npz").is_file():
+        path = path / "embeddings.npz"
     for file in filter(None, (path, labels)):
         if not file.is_file():
             raise InputError(f"{file} is a folder; give a file in it." if file.is_dir() else f"{file} is not there.")
@@ -48,13 +64,16 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
         raise InputError(f"{labels or path} has no columns, so --label-column {label_column} cannot be.")
     label_column = label_column or "label"
     split = "all"
-    own = None
+    own: Array | None = None
+    more: dict[str, Array] = {}
     suffix = path.suffix.lower()
     if suffix in TABLES:
         table = _table(path, label_column)
         if labels is None:
             own = _label_column(table, label_column, path)
-        embeddings, what = _embedding_columns(table.drop(columns=label_column, errors="ignore"), path)
+        more = _roles(table, path)
+        numbers = table.drop(columns=[label_column, *ROLES], errors="ignore")
+        embeddings, what = _embedding_columns(numbers, path)
     elif suffix == ".npz":
         arrays = _numpy(path)
         if "embeddings" not in arrays or ("labels" not in arrays and labels is None):
@@ -63,6 +82,7 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
                 "(or labels in a file of their own, with --labels)."
             )
         embeddings, own, split = arrays["embeddings"], arrays.get("labels"), str(arrays.get("split", split))
+        more = {name: arrays[name] for name in ROLES.values() if name in arrays}
         what = " x ".join(map(str, embeddings.shape))
     elif suffix == ".npy":
         embeddings = _numpy(path)[""]
@@ -70,16 +90,37 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
     else:
         raise InputError(f"{path} is not .npz, .npy, .csv or .parquet.")
     if labels is not None:
-        own = _labels(labels, label_column)
+        own, of_labels = _labels(labels, label_column)
+        more |= of_labels
     if own is None:
         raise InputError(f"{path} holds embeddings alone; give their labels with --labels FILE.")
-    return Embeddings(embeddings, own, split, f"{what} of {path}.")
+    queries = more.get("queries")
+    if queries is not None:
+        queries = _yes_or_no(queries, path)
+    return Embeddings(embeddings, own, more.get("cameras"), queries, split, f"{what} of {path}.")
+
+
+def _roles(table: "pd.DataFrame", path: Path) -> dict[str, Array]:
+    """The columns of a table that say who searches for whom, by the name of their array."""
+    found = {name: table[column].to_numpy() for column, name in ROLES.items() if column in table}
+    if "cameras" in found and found["cameras"].dtype.kind not in "iu":
+        raise InputError(f"{path}, column 'camera': cameras must be whole numbers.")
+    return found
+
+
+def _yes_or_no(queries: Array, path: Path) -> Array:
+    if queries.dtype == bool:
+        return queries
+    if queries.dtype.kind in "iu" and np.isin(queries, (0, 1)).all():
+        return queries.astype(bool)
+    raise InputError(f"{path}: which items are queries must be true or false, or 1 or 0.")
 
 
 def _numpy(path: Path) -> dict[str, Array]:
     """The arrays of an .npz file by name, or that of an .npy file under ''."""
     try:
-        loaded = np.load(path, allow_pickle=False)
+        mapped: Literal["r"] | None = "r" if path.suffix.lower() == ".npy" else None
+        loaded = np.load(path, mmap_mode=mapped, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
@@ -160,15 +201,17 @@ def _embedding_columns(table: "pd.DataFrame", path: Path) -> tuple[Array, str]:
     return table[chosen].to_numpy(np.float64), what + (f" (not {', '.join(others)})" if others else "")
 
 
-def _labels(path: Path, column: str) -> Array:
+def _labels(path: Path, column: str) -> tuple[Array, dict[str, Array]]:
+    """Labels, and what else their file says."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        return _numpy(path)[""]
+        return _numpy(path)[""], {}
     if suffix in TABLES:
-        return _label_column(_table(path, column), column, path)
+        table = _table(path, column)
+        return _label_column(table, column, path), _roles(table, path)
     if suffix == ".txt":
         try:
-            return _from_text(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"), path)
+            return _from_text(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"), path), {}
         except UnicodeDecodeError:
             raise InputError(f"{path} is not UTF-8 text.") from None
     raise InputError(f"the labels {path} are not .npy, .csv, .parquet or .txt.")

@@ -13,6 +13,7 @@ exact = numba.njit(nogil=True, cache=True)  # floating point as written: one ord
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
+Number = float | np.floating[Any]
 
 
 @exact
@@ -30,9 +31,9 @@ def load(raw: Array, halves: Array, i: int, scale: float, row: Float64) -> None:
 def key(cosine: bool, a: Float64, b: Float64, b_squared: float) -> float:
     """What ranks b, a row of the gallery, for a: larger is closer. Only comparable for one a.
 
-        cosine      (a.b)^2 / |b|^2 with the sign of a.b: grows with a.b / |b|, needs no root, and is equal, to the
-                    bit, for b and a multiple of b wherever the products are exact
-        euclidean   -|a - b|^2
+    cosine      (a.b)^2 / |b|^2 with the sign of a.b: grows with a.b / |b|, needs no root, and is equal, to the
+                bit, for b and a multiple of b wherever the products are exact
+    euclidean   -|a - b|^2
     """
     s0 = s1 = s2 = s3 = 0.0
     whole = len(a) - len(a) % 4
@@ -165,7 +166,7 @@ def tops(
 
 
 @fast
-def _row_top(row: Array, half: Array) -> float:
+def _row_top(row: Array, half: Array) -> Number:
     top = np.float32(-np.inf)
     for j in range(len(row)):
         top = max(top, row[j] - half[j])
@@ -179,7 +180,7 @@ def _raise_tops(row: Array, half: float, tops: Array) -> None:
 
 
 @fast
-def _count_row(row: Array, half: Array, low: float, high: float) -> tuple[int, int]:
+def _count_row(row: Array, half: Array, low: Number, high: Number) -> tuple[Any, Any]:
     """How many scores are above `high`, and how many are at least `low`."""
     sure = maybe = np.int32(0)
     for j in range(len(row)):
@@ -194,9 +195,7 @@ def _count_columns(row: Array, half: float, low: Array, high: Array, counts: Arr
     """The same for each column, one row at a time: the two counts are the lower and upper 16 bits."""
     for j in range(len(row)):
         score = row[j] - half
-        counts[j] = np.uint32(
-            counts[j] + np.uint32(score > high[j]) + (np.uint32(score >= low[j]) << np.uint32(16))
-        )
+        counts[j] = np.uint32(counts[j] + np.uint32(score > high[j]) + (np.uint32(score >= low[j]) << np.uint32(16)))
 
 
 @exact
@@ -220,8 +219,8 @@ def _entry_key(cosine: bool, queries: Side, gallery: Side, query: int, entry: in
 def _settle(
     scores: Array,
     half: Array,
-    low: float,
-    high: float,
+    low: Number,
+    high: Number,
     skip: tuple[int, int],
     begin: int,
     query: int,
@@ -299,9 +298,7 @@ def count_rows(
                 if not settled:
                     desk.keys[:columns] = np.nan
                     settled = True
-                _settle(
-                    tile[r], half, low, high, skip, column_begin, query, p, cosine, queries, gallery, wanted, desk
-                )
+                _settle(tile[r], half, low, high, skip, column_begin, query, p, cosine, queries, gallery, wanted, desk)
 
 
 @exact
@@ -329,43 +326,43 @@ def count_columns(
     column = np.empty(rows, np.float32)
     first_b = column_begin + begin - wanted.begin
     most = 0
-    for l in range(width):
-        most = max(most, wanted.start[first_b + l + 1] - wanted.start[first_b + l])
+    for c in range(width):
+        most = max(most, wanted.start[first_b + c + 1] - wanted.start[first_b + c])
     for k in range(most):  # the k-th positive of all these queries
         alive = False
-        for l in range(width):
-            low[l] = high[l] = np.inf
-            p = wanted.start[first_b + l] + k
-            if p < wanted.start[first_b + l + 1]:
-                norm = queries.norm[column_begin + begin + l]
+        for c in range(width):
+            low[c] = high[c] = np.inf
+            p = wanted.start[first_b + c] + k
+            if p < wanted.start[first_b + c + 1]:
+                norm = queries.norm[column_begin + begin + c]
                 slack = _slack(rounding, norm, gallery.norm[wanted.position[p]], longest)
-                if top[begin + l] >= np.float32(wanted.bound[p] - slack):
-                    low[l], high[l] = wanted.bound[p] - slack, wanted.bound[p] + slack
+                if top[begin + c] >= np.float32(wanted.bound[p] - slack):
+                    low[c], high[c] = wanted.bound[p] - slack, wanted.bound[p] + slack
                     alive = True
         if not alive:
             continue
         counts[:] = 0
         for r in range(rows):
             _count_columns(tile[r][begin:end], half[r], low, high, counts)
-        for l in range(width):
-            sure, maybe = np.int64(counts[l] & np.uint32(0xFFFF)), np.int64(counts[l] >> np.uint32(16))
+        for c in range(width):
+            sure, maybe = np.int64(counts[c] & np.uint32(0xFFFF)), np.int64(counts[c] >> np.uint32(16))
             if maybe == 0:
                 continue
-            b = first_b + l
+            b = first_b + c
             p = wanted.start[b] + k
             skip = _overlap(wanted.first[b], wanted.last[b], row_begin, rows)
             for r in range(skip[0], skip[1]):
-                score = tile[r, begin + l] - half[r]
-                sure -= score > high[l]
-                maybe -= score >= low[l]
+                score = tile[r, begin + c] - half[r]
+                sure -= score > high[c]
+                maybe -= score >= low[c]
             wanted.above[p] += sure
             if maybe > sure:
                 for r in range(rows):
-                    column[r] = tile[r, begin + l]
+                    column[r] = tile[r, begin + c]
                 desk.keys[:rows] = np.nan
-                query = column_begin + begin + l
+                query = column_begin + begin + c
                 _settle(
-                    column, half, low[l], high[l], skip, row_begin, query, p, cosine, queries, gallery, wanted, desk
+                    column, half, low[c], high[c], skip, row_begin, query, p, cosine, queries, gallery, wanted, desk
                 )
 
 
@@ -373,7 +370,7 @@ CELLS = 8  # to each positive, where entries are sorted in among many
 
 
 @fast
-def _cells_of(row: Array, half: Array, floor: float, steps: float, top: float, cells: NDArray[np.int32]) -> None:
+def _cells_of(row: Array, half: Array, floor: Number, steps: Number, top: Number, cells: NDArray[np.int32]) -> None:
     """Which of equal cells each score falls in: 0 below the floor, at most `top`."""
     for j in range(len(row)):
         cell = (row[j] - half[j] - floor) * steps + np.float32(1)
@@ -396,7 +393,7 @@ def _tally(
 
 
 @fast
-def _sum(counts: NDArray[np.int32]) -> int:
+def _sum(counts: NDArray[np.int32]) -> np.signedinteger[Any]:
     total = np.int32(0)
     for m in range(len(counts)):
         total += counts[m]
@@ -564,3 +561,76 @@ def nearest_first(start: NDArray[np.int64], above: NDArray[np.int64], tied: NDAr
                 above[k + 1], tied[k + 1] = above[k], tied[k]
                 k -= 1
             above[k + 1], tied[k + 1] = a, t
+
+
+@exact
+def ranks_of_distances(
+    distances: Float64,
+    query_labels: NDArray[np.int64],
+    gallery_labels: NDArray[np.int64],
+    itself: NDArray[np.int64],
+    query_cameras: NDArray[np.int64],
+    gallery_cameras: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """`Ranks` of queries [b] whose distances to the whole gallery [b, G] are known. Cameras may be empty."""
+    rows, columns = distances.shape
+    start, ranked = np.zeros(rows + 1, np.int64), np.zeros(rows, np.int64)
+    role = np.empty((rows, columns), np.int8)  # 1 positive, 0 negative, -1 neither
+    for b in range(rows):
+        positives = 0
+        for j in range(columns):
+            role[b, j] = gallery_labels[j] == query_labels[b]
+            if j == itself[b] or (role[b, j] and len(query_cameras) > 0 and query_cameras[b] == gallery_cameras[j]):
+                role[b, j] = -1
+            positives += role[b, j] == 1
+            ranked[b] += role[b, j] >= 0
+        start[b + 1] = start[b] + positives
+    above, tied = np.zeros(start[-1], np.int64), np.zeros(start[-1], np.int64)
+    for b in range(rows):
+        own = np.sort(distances[b][role[b] == 1])
+        others = np.sort(distances[b][role[b] == 0])
+        below = upto = 0
+        for p in range(len(own)):
+            while below < len(others) and others[below] < own[p]:
+                below += 1
+            while upto < len(others) and others[upto] <= own[p]:
+                upto += 1
+            above[start[b] + p] = below
+            tied[start[b] + p] = upto - below
+    return start, above, tied, ranked
+
+
+@exact
+def ranks_of_lists(
+    positive: NDArray[np.bool_],
+    negative: NDArray[np.bool_],
+    keys: Float64,
+    positives: NDArray[np.int64],
+    ranked: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """`Ranks` of queries [Q] of which lists of neighbours [Q, K] are known, nearest first: a positive that is on no
+    list comes after all negatives.
+
+    positives, ranked  [Q]  how many there are, on the list or not
+    """
+    start = np.zeros(len(positives) + 1, np.int64)
+    start[1:] = np.cumsum(positives)
+    above, tied = np.zeros(start[-1], np.int64), np.zeros(start[-1], np.int64)
+    for q in range(len(positives)):
+        p = start[q]
+        closer = 0
+        begin = 0
+        while begin < keys.shape[1]:
+            end = begin
+            own = others = 0
+            while end < keys.shape[1] and keys[q, end] == keys[q, begin]:
+                own += positive[q, end]
+                others += negative[q, end]
+                end += 1
+            above[p : p + own] = closer
+            tied[p : p + own] = others
+            p += own
+            closer += others
+            begin = end
+        above[p : start[q + 1]] = ranked[q] - positives[q]
+    return start, above, tied, ranked

@@ -146,7 +146,9 @@ def fingerprints(rows: Array) -> NDArray[np.void]:
 def power_of_two(largest: Array) -> Array:
     """1 / 2^e for numbers m 2^e with 1/2 <= m < 1, so that multiplying by it is exact; 1 for zero."""
     _, exponents = np.frexp(largest)
-    return np.ldexp(1.0, np.where(np.asarray(largest) > 0, -np.minimum(np.abs(exponents), 1020) * np.sign(exponents), 0))
+    return np.ldexp(
+        1.0, np.where(np.asarray(largest) > 0, -np.minimum(np.abs(exponents), 1020) * np.sign(exponents), 0)
+    )
 
 
 def _blocks(count: int) -> Iterator[slice]:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,8 @@ class Search:
 
     queries, gallery                [Q], [G]  of one `together`; the same object where the queries are the gallery
     query_labels, gallery_labels    [Q], [G]  positives are the gallery items of the query's label ...
-    itself                          [Q]       ... but for the query itself, at this row of the gallery (-1: not in it),
+    itself                          [Q]       ... but for the query itself, at this row of the gallery (-1: not in it;
+                                              with its own label and camera),
     query_cameras, gallery_cameras  [Q], [G]  ... and, where these are given, those of its own camera. Neither is ranked
     """
 
@@ -130,27 +132,31 @@ def _sorted(search: Search) -> _Order:
     found = np.minimum(np.searchsorted(labels, search.query_labels), len(labels) - 1)
     known = labels[found] == search.query_labels
     rank = np.where(known, place[found], 0)
-    own = np.where(known, first[rank + 1] - first[rank], 0)
-    left_out = (search.itself >= 0).astype(np.int64)
-    positives = own - (known & (search.itself >= 0) & (search.gallery_labels[search.itself] == search.query_labels))
-    if search.query_cameras is not None and search.gallery_cameras is not None:
-        left_out = _of_both(search)
-        positives = own - left_out
-    rows = np.flatnonzero(positives > 0)
+    positives, ranked = positives_of(search)
+    rows = np.flatnonzero(positives)
     rows = rows[np.argsort(rank[rows], kind="stable")]
     return _Order(
-        order, rows, first[rank[rows]], first[rank[rows] + 1], positives[rows], np.flatnonzero(positives == 0),
-        len(order) - left_out,
-    )  # fmt: skip
+        order, rows, first[rank[rows]], first[rank[rows] + 1], positives[rows], np.flatnonzero(positives == 0), ranked
+    )
 
 
-def _of_both(search: Search) -> Ints:
-    """How many gallery items have the label and the camera of each query [Q]."""
-    query = np.stack([search.query_labels, search.query_cameras], axis=1)  # type: ignore[list-item]
-    gallery = np.stack([search.gallery_labels, search.gallery_cameras], axis=1)  # type: ignore[list-item]
-    _, both = np.unique(np.concatenate([query, gallery]), axis=0, return_inverse=True)
-    both = both.reshape(-1)
-    return np.bincount(both[len(query) :], minlength=both.max() + 1)[both[: len(query)]]
+def positives_of(search: Search) -> tuple[Ints, Ints]:
+    """How many positives each query has, and how many items it ranks: [Q] both."""
+    own = _shared([search.query_labels], [search.gallery_labels])
+    inside = search.itself >= 0
+    if search.query_cameras is not None and search.gallery_cameras is not None:
+        left_out = _shared([search.query_labels, search.query_cameras], [search.gallery_labels, search.gallery_cameras])
+        return own - left_out, len(search.gallery) - left_out
+    return own - inside, len(search.gallery) - inside
+
+
+def _shared(queries: list[Ints], gallery: list[Ints]) -> Ints:
+    """How many gallery items agree with each query [Q] in all of some numbers."""
+    both = np.concatenate([np.stack(queries, axis=1), np.stack(gallery, axis=1)])
+    _, group = np.unique(both, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    count = len(queries[0])
+    return np.bincount(group[count:], minlength=int(group.max()) + 1)[group[:count]].astype(np.int64)
 
 
 class _Count:
@@ -178,8 +184,10 @@ class _Count:
         self.held = len(order.gallery) * row <= spare // 2
         self.rows = len(order.queries) if self.held else max(TILE, spare // 4 // row // TILE * TILE)
         self.many = int(np.searchsorted(-order.positives, -MANY, side="left"))  # queries with more than MANY come first
-        same = search.queries is search.gallery and len(order.queries) and np.array_equal(
-            order.gallery[: len(order.queries)], order.queries
+        same = (
+            search.queries is search.gallery
+            and len(order.queries)
+            and np.array_equal(order.gallery[: len(order.queries)], order.queries)
         )
         self.both_sides = bool(same) and int(order.positives[self.many :].sum()) <= self.batch
         self.points = search.gallery.compared(order.gallery) if self.held else None
@@ -246,7 +254,7 @@ class _Count:
         itself = place[search.itself[order.queries[begin:end]]]
         edges = np.flatnonzero(np.diff(wanted.first, prepend=-1, append=-1))
         nobody = np.empty(0, dtype=np.int64)
-        for class_begin, class_end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        for class_begin, class_end in pairwise(edges.tolist()):
             first, last = int(wanted.first[class_begin]), int(wanted.last[class_begin])
             members = self._gallery_rows(first, last)
             cameras = nobody if search.gallery_cameras is None else search.gallery_cameras[order.gallery[first:last]]
@@ -255,7 +263,11 @@ class _Count:
                 to = min(b + step, class_end)
                 products = self._query_rows(begin + b, begin + to) @ members.T
                 packed = np.empty(products.shape, np.uint64)
-                own = nobody if search.query_cameras is None else search.query_cameras[order.queries[begin + b : begin + to]]
+                own = (
+                    nobody
+                    if search.query_cameras is None
+                    else search.query_cameras[order.queries[begin + b : begin + to]]
+                )
                 kernels.pack_positives(
                     products, self.gallery.half[first:last], itself[b:to] - first, own, cameras, packed
                 )
@@ -334,7 +346,7 @@ def _desk(size: int, entries: int) -> Desk:
 def _grid(count: int, step: int, seam: int) -> list[tuple[int, int]]:
     """Blocks of `step`, none of which goes across the seam."""
     edges = [*range(0, seam, step), *range(seam, count, step), count]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _bytes(count: int) -> str:

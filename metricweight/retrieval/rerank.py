@@ -207,7 +207,7 @@ def _pattern(first: Int64) -> Sparse:
 
 
 def _sparse(values: NDArray[Any], columns: Int64, starts: Int64, n: int) -> Sparse:
-    from scipy.sparse import csr_array  # type: ignore[import-untyped]
+    from scipy.sparse import csr_array
 
     return csr_array((values, columns, starts), shape=(n, n))
 

@@ -55,6 +55,12 @@ class Verification(NamedTuple):
     genuine: int
     impostors: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; what could not be measured is null."""
+        rows = [{name: x if math.isfinite(x) else None for name, x in row._asdict().items()} for row in self.table]
+        recommended = None if self.recommended is None else rows[self.table.index(self.recommended)]
+        return {**self._asdict(), "table": rows, "recommended": recommended}
+
     def text(self) -> str:
         """What to do, in sentences."""
         said = [

@@ -22,7 +22,7 @@ from metricweight.settings import Settings, resolve
 
 FILES = (
     "settings.yaml", "environment.json", "labels.csv", "metrics.jsonl", "checkpoint.pt", "embeddings.npz",
-    "report.json", "report.md", "report.csv",
+    "report.json", "report.md", "report.csv", "report.tex", "report.queries.csv", "report.classes.csv",
 )  # fmt: skip
 
 

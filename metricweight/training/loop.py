@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from metricweight.files import write_text
 from metricweight.models.heads import embedder
 from metricweight.retrieval import Report, evaluate
 from metricweight.retrieval import report as reports
+from metricweight.retrieval.report import EvaluationWarning
 from metricweight.settings import BatchSettings, Settings
 from metricweight.training import checkpoint
 from metricweight.training.embedding import blocks_of, embed_images, load_images, seen, splits_of, write_embeddings
@@ -73,14 +75,18 @@ def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
         return embed_images(network, images, splits[split], settings.data, device, what)
 
     def tested(embeddings: NDArray[np.float32]) -> Report:
-        report = evaluate(embeddings, images.labels[splits["test"]], ks=settings.ks)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
+            report = evaluate(embeddings, images.labels[splits["test"]], ks=settings.ks)
         data = {"source": settings.data.source, "stamp": images.stamp[:32], "seed": settings.data.seed}
-        return replace(report, stamp={**report.stamp, "data": data})  # which data these numbers are of
+        return replace(report, stamp={**report.stamp, "data": {**report.stamp["data"], **data}})
 
     def validate() -> Mapping[str, float]:
         if not len(splits["validation"]):
             return {}
-        return evaluate(embedded(model, "validation", None), images.labels[splits["validation"]], ks=[1]).metrics
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EvaluationWarning)
+            return evaluate(embedded(model, "validation", None), images.labels[splits["validation"]], ks=[1]).metrics
 
     def batch_of(step: int) -> Batch:
         chosen = splits["train"][sampler.batch(step)]

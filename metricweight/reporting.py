@@ -1,0 +1,141 @@
+"""`evaluate`, from files to files: what is read, which rows the table gets, who prints it."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metricweight.checks import InputError
+from metricweight.data.embeddings import Embeddings, read
+from metricweight.retrieval import PROTOCOLS, Expand, Report, Rerank, evaluate
+from metricweight.retrieval.evaluation import Missing
+from metricweight.retrieval.points import Similarity
+from metricweight.retrieval.report import EvaluationWarning, markdown, save
+from metricweight.training.log import part_done, say
+
+
+class Files(NamedTuple):
+    """Where queries and gallery are."""
+
+    embeddings: Path
+    labels: Path | None
+    label_column: str | None
+    gallery: Path | None
+    gallery_labels: Path | None
+
+
+class Asked(NamedTuple):
+    """What is asked of `retrieval.evaluate`, as words of a command line."""
+
+    protocol: str | None
+    all_protocols: bool
+    ks: list[int] | None
+    similarity: Similarity
+    missing: Missing
+    memory: str
+    rerank: bool
+    expand: str | None
+    index_kind: str | None
+    index_file: Path | None
+    clustering: bool
+    thresholds: bool
+
+
+def report(files: Files, asked: Asked, out: Path | None, json: bool) -> None:
+    """Evaluates what the files hold, prints the table and writes it beside them, or to the folder `out`."""
+    with _joined() as rank:
+        found = read(files.embeddings, files.labels, files.label_column)
+        gallery = None
+        if files.gallery is not None:
+            gallery = read(files.gallery, files.gallery_labels, files.label_column)
+        elif files.gallery_labels is not None:
+            raise InputError("--gallery-labels are of a gallery; give its embeddings with --gallery.")
+        name = _name(files.embeddings)
+        given = _given(found, gallery)
+        table: dict[str, Report] = {}
+        for protocol in _protocols(asked, found, gallery):
+            row = f"{name}, {protocol}" if asked.all_protocols else name
+            table |= _rows(row, given, protocol, asked, quiet=json or rank > 0)
+        if rank > 0:
+            return
+        home = files.embeddings if files.embeddings.is_dir() else files.embeddings.parent
+        stem = (out or home) / f"{name}.report"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        save(table, stem, split=found.split, source=str(files.embeddings))
+        if json:
+            print(Path(f"{stem}.json").read_text(encoding="utf-8"), end="")
+        else:
+            what = [found.what, *([] if gallery is None else [gallery.what])]
+            say(f"{' '.join(what)}\n\n{markdown(table)}\n\nSaved as {stem}.md, .json, .csv, .tex and, for each query "
+                f"and class, {stem}.queries.csv and {stem}.classes.csv.")  # fmt: skip
+
+
+def _rows(name: str, given: dict[str, Any], protocol: str, asked: Asked, quiet: bool) -> dict[str, Report]:
+    """The rows of a protocol: as it is, and, where that was asked for, re-ranked and expanded."""
+
+    def made(**more: Any) -> Report:
+        with warnings.catch_warnings(), part_done("searching", quiet) as progress:
+            warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
+            return evaluate(
+                **given, protocol=protocol, ks=asked.ks, similarity=asked.similarity, missing=asked.missing,
+                memory=asked.memory, progress=progress, **more,
+            )  # fmt: skip
+
+    index = {"index": asked.index_kind, "index_file": asked.index_file}
+    rows = {name: made(**index, clustering=asked.clustering, thresholds=asked.thresholds)}
+    if asked.expand is not None:
+        rows[f"{name}, expanded"] = made(**index, expand=_expand(asked.expand))
+    if asked.rerank:
+        rows[f"{name}, re-ranked"] = made(rerank=Rerank())
+    return rows
+
+
+def _given(found: Embeddings, gallery: Embeddings | None) -> dict[str, Any]:
+    given = {"embeddings": found.embeddings, "labels": found.labels, "cameras": found.cameras}
+    if gallery is None:
+        return {**given, "queries": found.queries}
+    more = {"gallery": gallery.embeddings, "gallery_labels": gallery.labels, "gallery_cameras": gallery.cameras}
+    return {**given, **more}
+
+
+def _protocols(asked: Asked, found: Embeddings, gallery: Embeddings | None) -> list[str]:
+    """Which protocols: the one that was asked for, or all that these items allow."""
+    searched = gallery is not None or found.queries is not None
+    if not asked.all_protocols:
+        return [asked.protocol or ("gallery" if searched else "self")]
+    if asked.protocol is not None:
+        raise InputError("--all-protocols and --protocol were both given; give one of them.")
+    if not searched:
+        return ["self"]
+    if found.cameras is None or (gallery is not None and gallery.cameras is None):
+        return ["gallery"]
+    return [name for name, rules in PROTOCOLS.items() if rules.same_camera == "left out"]
+
+
+def _expand(word: str) -> Expand:
+    k, _, alpha = word.partition(":")
+    try:
+        return Expand(int(k), float(alpha or 0))
+    except ValueError:
+        raise InputError(f"--expand is a number of neighbours, or K:ALPHA such as 10:3, got {word}.") from None
+
+
+def _name(path: Path) -> str:
+    return "embeddings" if path.is_dir() else path.stem
+
+
+@contextmanager
+def _joined() -> Iterator[int]:
+    """This process's number among those that torchrun started, joined while the block runs; 0 if it is alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield 0
+        return
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield torch.distributed.get_rank()
+    finally:
+        torch.distributed.destroy_process_group()
