@@ -1,5 +1,7 @@
 """Query expansion."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,20 @@ def test_blocks_engines_and_indexes_change_no_answer(monkeypatch):
     assert np.array_equal(expanded(points, points, 5, 1, itself=np.arange(50)), whole)
     assert np.array_equal(expanded(points, points, 5, 1, itself=np.arange(50), device="cpu", memory=1000), whole)
     assert np.array_equal(expanded(points, points, 5, 1, itself=np.arange(50), index=build(points, "hnsw")), whole)
+
+
+def test_the_neighbours_are_those_that_an_index_finds():
+    class FindsFirst:
+        ntotal, d = 30, 3
+
+        def search(self, x, count):
+            return None, np.zeros((len(x), 1), dtype=np.int64)
+
+    x = np.random.default_rng(4).standard_normal((30, 3))
+    points, _ = together(x, None, "cosine")
+    index = replace(build(points, "hnsw"), faiss=FindsFirst())
+    found = expanded(points, points, 5, index=index, itself=np.full(30, -1))
+    assert found == pytest.approx(np.array([by_the_book([row], x[:1], 1, 0)[0] for row in x]), abs=1e-6)
 
 
 def test_fewer_neighbours_than_are_asked_for_are_taken_as_they_are():

@@ -86,6 +86,22 @@ def test_few_candidates_at_first_change_no_answer(monkeypatch, engine, extra):
         assert_same(neighbours(points, points, k, itself=np.arange(300), device=engine), expected)
 
 
+def test_candidates_double_until_the_answer_is_settled(monkeypatch):
+    points, _ = together(np.concatenate([np.ones((500, 2)), [[1, -1]]]), None, "cosine")
+    asked, made = [], search._engine
+
+    def counted(*given):
+        engine = made(*given)
+        return lambda x, count: asked.append((len(x), count)) or engine(x, count)
+
+    monkeypatch.setattr(search, "_engine", counted)
+    neighbours(points, points, 2)
+    assert asked == [(501, 35), (501, 70), (501, 140), (501, 280), (501, 501)]
+    asked.clear()
+    neighbours(search._only(points, np.arange(495, 501)), search._only(points, np.arange(499, 501)), 2)
+    assert asked == [(6, 2)]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("k", [1, 100, 500])
 def test_what_float32_cannot_tell_apart_is_told_apart(engine, k):
@@ -176,8 +192,8 @@ def test_memory_bounds_what_is_compared_at_a_time(monkeypatch):
     made = []
     product = torch.addmm
     monkeypatch.setattr(torch, "addmm", lambda *a, **k: made.append(product(*a, **k)) or made[-1])
-    found = neighbours(queries, gallery, 2, device="cpu", memory=2**17)
-    assert max(4 * block.numel() for block in made) <= 2**17
+    found = neighbours(queries, gallery, 2, device="cpu", memory=2**20)
+    assert max(4 * block.numel() for block in made) <= 2**18
     assert_same(found, neighbours(queries, gallery, 2))
 
 
@@ -240,9 +256,13 @@ def test_an_index_leaves_the_query_itself_out(kind):
 def test_an_index_serves_queries_that_came_later_and_moved_the_mean(kind, similarity):
     table = clustered(1000, 6, 20)
     index = build(together(table, None, similarity)[0], kind)
-    queries, gallery = together(clustered(50, 6, 20) + 40, table, similarity)
-    assert not np.allclose(queries.mean, index.mean)
-    assert overlap(index, queries, gallery, 5) > 0.9
+    far = clustered(2000, 6, 20) + 90 * np.eye(6)[0]
+    queries, gallery = together(np.concatenate([clustered(50, 6, 20, seed=1), far]), table, similarity)
+    near = search._only(queries, np.arange(50))
+    assert np.linalg.norm(queries.mean - index.mean) > 0.3
+    found = index.candidates(near, 40 if kind == "ivf_pq" else 5)
+    exact = neighbours(near, gallery, 5).ids
+    assert np.mean([np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)]) > 0.95
 
 
 class Finds:
@@ -269,9 +289,23 @@ def test_overlap_is_the_share_of_exact_neighbours_by_hand():
         ([[3, 4, 5], [0, 5, 6], [3, 2, 1]], 0),
     ]:
         assert overlap(replace(index, faiss=Finds(gallery, ids)), queries, gallery, 2) == pytest.approx(share)
+    assert overlap(replace(index, faiss=Finds(gallery, [range(7)] * 3)), queries, gallery, 9) == 1  # of 7 there are
     own = np.array([0, -1, 4])  # now 2 and -2; 11 and 2; 22 and 23
     told = replace(index, faiss=Finds(gallery, [[0, 1, 2], [3, 5, 6], [4, 6, 3]]))
     assert overlap(told, queries, gallery, 2, itself=own) == pytest.approx(4 / 6)
+
+
+def test_overlap_does_not_count_the_query_itself_whichever_queries_are_drawn():
+    points, _ = together(normal(50, 3), None, "euclidean")
+    rows = points.compared()
+
+    class FindsItself(Finds):
+        def search(self, x, count):
+            return None, np.abs(rows - x[:, None]).sum(-1).argmin(1)[:, None]
+
+    index = replace(build(points, "hnsw"), faiss=FindsItself(points, []))
+    assert overlap(index, points, points, 2, itself=np.arange(50), sample=20) == 0
+    assert overlap(index, points, points, 2, sample=20) == 1 / 2
 
 
 def test_overlap_of_an_index_that_looks_into_one_cell_is_visibly_below_one():
@@ -296,6 +330,7 @@ def test_a_saved_index_finds_the_same(tmp_path, kind, similarity):
     queries, gallery = together(normal(20, 5) + 7, table, similarity)
     loaded = load(tmp_path / "gallery.index", gallery)
     assert loaded.kind == kind
+    assert np.array_equal(loaded.candidates(queries, 8), index.candidates(queries, 8))
     assert_same(neighbours(queries, gallery, 8, index=loaded), neighbours(queries, gallery, 8, index=index))
 
 

@@ -30,6 +30,8 @@ Missing = Literal["skip", "zero", "error"]
 
 WIDE_BAND = 0.001  # between all ties broken against the queries and for them: a tenth of a point
 CLUSTERING = ("nmi", "ami", "pairwise_f1")
+BYTES_PER_QUERY = 400  # some twenty metrics, and their intervals
+MEASURING = 2**26  # bytes that metrics of ranks are computed in
 LISTED = 2048  # neighbours at most that an approximate index is asked for beyond the largest K
 
 
@@ -120,24 +122,17 @@ def evaluate(
         raise InputError("index_file keeps an approximate index; say which kind with index='hnsw', or another.")
     cast = roles(rules, embeddings, labels, gallery, gallery_labels, cameras, gallery_cameras, queries)
     search = _search(cast, similarity)
-    wanted = _checked_ks(rules.ks if ks is None else ks, search)
+    positives, ranked = positives_of(search)
+    valid = positives > 0
+    _refuse_missing(valid, cast, rules, missing)
+    wanted = _checked_ks(rules.ks if ks is None else ks, int(ranked[valid].min()))
     if expand is not None:
         search = _expanded(search, cast, expand, budget)
-    found = _ranked(search, rerank, index, index_file, max(wanted), budget, progress)
-    values, ties, positives = _measured(found.ranks, len(search.queries), wanted)
+    device = str(embeddings.device) if isinstance(embeddings, Tensor) and embeddings.device.type != "cpu" else None
+    found = _ranked(search, rerank, index, index_file, max(wanted), budget, device, progress)
+    values, ties = _measured(found.ranks, len(search.queries), wanted)
     if found.listed is not None:
-        values, ties = _told_by_lists(values, ties, found.listed, int(positives.max(initial=0)))
-    valid = positives > 0
-    if not valid.any():
-        raise InputError(
-            f"no query has a positive: none of the {len(valid):,} labels is found again in the gallery "
-            f"of {len(search.gallery):,} by protocol {rules.name}."
-        )
-    if missing == "error" and not valid.all():
-        raise InputError(
-            f"{int((~valid).sum()):,} of {len(valid):,} queries have no positive, the first in row "
-            f"{cast.rows[np.flatnonzero(~valid)[0]]}; missing='skip' leaves them out, 'zero' counts them as 0."
-        )
+        values, ties = _told_by_lists(values, ties, found.listed, int(positives.max()))
     if missing == "zero":
         values = {name: np.where(valid, value, 0) for name, value in values.items()}
     counted = len(valid) if missing == "zero" else int(valid.sum())
@@ -145,7 +140,7 @@ def evaluate(
     stamp = {
         "protocol": _asked(rules, wanted, similarity, missing, rerank, expand, found),
         "data": _data(cast, search, valid),
-        "made": _made(cast, search),
+        "made": _made(cast, search, found),
     }
     metrics = {name: float(np.nanmean(value)) for name, value in values.items()}
     if clustering:
@@ -178,8 +173,6 @@ def as_bytes(memory: str | int) -> int:
 
 
 def _search(cast: Roles, similarity: Similarity) -> Search:
-    if len(cast.queries) < 2 and cast.gallery is None:
-        raise InputError(f"retrieval needs two embeddings at least, got {len(cast.queries)}.")
     points, gallery = together(cast.queries, cast.gallery, similarity)
     return Search(
         points, gallery, cast.query_labels, cast.gallery_labels, cast.itself, cast.query_cameras, cast.gallery_cameras
@@ -214,6 +207,7 @@ def _ranked(
     index_file: Path | None,
     k: int,
     memory: int,
+    device: str | None,
     progress: Callable[[float], None],
 ) -> _Found:
     if rerank is not None:
@@ -226,7 +220,8 @@ def _ranked(
         return _Found(_ranks_of_distances(search, blocks, progress))
     if index is not None:
         return _listed(search, _index(search, index, index_file, memory), k, memory)
-    return _Found(ranks(search, memory=memory, share=_share(), progress=progress))
+    reserved = BYTES_PER_QUERY * len(search.queries) + MEASURING
+    return _Found(ranks(search, memory=memory, share=_share(), device=device, reserved=reserved, progress=progress))
 
 
 def _index(search: Search, kind: str, file: Path | None, memory: int) -> Any:
@@ -279,8 +274,8 @@ def _listed(search: Search, index: Any, k: int, memory: int) -> _Found:
     """Ranks from the lists of an approximate index. Positives that are not on them come after all negatives."""
     from metricweight.retrieval.search import neighbours, overlap
 
-    camera_room = 0 if search.query_cameras is None else int(np.bincount(search.gallery_labels.clip(0)).max())
     positives, ranked = positives_of(search)
+    camera_room = int((len(search.gallery) - ranked).max()) if search.query_cameras is not None else 0
     count = max(k, min(int(positives.max(initial=0)), LISTED))
     ids, keys = neighbours(
         search.queries, search.gallery, min(len(search.gallery), count + camera_room), itself=search.itself,
@@ -298,14 +293,12 @@ def _listed(search: Search, index: Any, k: int, memory: int) -> _Found:
 
 def _measured(
     found: Iterable[tuple[Ints, Ranks]], queries: int, ks: Sequence[int]
-) -> tuple[dict[str, Floats], dict[str, tuple[float, float]], Ints]:
-    """Each metric of each query [Q], its sums with ties against and for them, and how many positives each has."""
+) -> tuple[dict[str, Floats], dict[str, tuple[float, float]]]:
+    """Each metric of each query [Q], and its sums with ties against and for them."""
     values: dict[str, Floats] = {}
     worst: dict[str, float] = {}
     best: dict[str, float] = {}
-    positives = np.zeros(queries, dtype=np.int64)
     for rows, of in found:
-        positives[rows] = np.diff(of.start)
         expected = per_query(of, ks)
         tied = bool(of.tied.any())
         bounds = [per_query(broken(of), ks) if tied else expected for broken in (pessimistic, optimistic)]
@@ -313,7 +306,7 @@ def _measured(
             values.setdefault(name, np.full(queries, np.nan))[rows] = value
             for sums, bound in zip((worst, best), bounds, strict=True):
                 sums[name] = sums.get(name, 0.0) + float(np.nansum(bound[name]))
-    return values, {name: (worst[name], best[name]) for name in values}, positives
+    return values, {name: (worst[name], best[name]) for name in values}
 
 
 def _told_by_lists(
@@ -326,11 +319,25 @@ def _told_by_lists(
     return {name: values[name] for name in told}, {name: ties[name] for name in told}
 
 
-def _checked_ks(ks: Sequence[int], search: Search) -> list[int]:
+def _refuse_missing(valid: NDArray[np.bool_], cast: Roles, rules: Protocol, missing: Missing) -> None:
+    if not valid.any():
+        gallery = cast.queries if cast.gallery is None else cast.gallery
+        raise InputError(
+            f"no query has a positive: none of the {len(valid):,} labels is found again in the gallery "
+            f"of {len(gallery):,} by protocol {rules.name}."
+        )
+    if missing == "error" and not valid.all():
+        raise InputError(
+            f"{int((~valid).sum()):,} of {len(valid):,} queries have no positive, the first in row "
+            f"{cast.rows[np.flatnonzero(~valid)[0]]}; missing='skip' leaves them out, 'zero' counts them as 0."
+        )
+
+
+def _checked_ks(ks: Sequence[int], smallest: int) -> list[int]:
+    """In order, each once; `smallest` is how many items a query ranks at least."""
     given = list(ks) if isinstance(ks, Iterable) else []
     if not given or any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) for k in given):
         raise InputError(f"ks must be whole numbers such as (1, 2, 4, 8), got {ks!r}.")
-    smallest = int(positives_of(search)[1].min())
     checked = sorted({int(k) for k in given})
     if checked[0] < 1 or checked[-1] > smallest:
         raise InputError(
@@ -342,8 +349,11 @@ def _checked_ks(ks: Sequence[int], search: Search) -> list[int]:
 
 def _shown(rules: Protocol, ks: Sequence[int], metrics: dict[str, float]) -> tuple[str, ...]:
     """The metrics of the table."""
+    asked = rules.shown
+    if rules.average_precision not in asked:
+        asked = tuple(rules.average_precision if name in ("map", "map_trapezoid") else name for name in asked)
     names: list[str] = []
-    for name in (*rules.shown, *CLUSTERING):
+    for name in (*asked, *CLUSTERING):
         names += [f"recall@{k}" for k in ks] if name == "recall" else [name]
     return tuple(name for name in names if name in metrics)
 
@@ -392,7 +402,6 @@ def _asked(
         "rerank": None if rerank is None else rerank._asdict(),
         "expand": None if expand is None else expand._asdict(),
         "index": found.kind or "exact",
-        **({} if found.recall is None else {"index_recall": round(found.recall, 6)}),
     }
 
 
@@ -413,7 +422,7 @@ def _data(cast: Roles, search: Search, valid: NDArray[np.bool_]) -> dict[str, An
     }
 
 
-def _made(cast: Roles, search: Search) -> dict[str, Any]:
+def _made(cast: Roles, search: Search, found: _Found) -> dict[str, Any]:
     """What may differ between two numbers that are compared."""
     tables = [cast.queries] if cast.gallery is None else [cast.queries, cast.gallery]
     rows = [fingerprints(table) for table in tables]
@@ -423,6 +432,7 @@ def _made(cast: Roles, search: Search) -> dict[str, Any]:
         "dtype": str(cast.queries.dtype),
         "duplicates_across_labels": _duplicates_across_labels(rows, cast),
         "embeddings_sha256": hashed.hexdigest()[:16],
+        **({} if found.recall is None else {"index_recall": round(found.recall, 6)}),
         "versions": {name: version(name) for name in ("metricweight", "faiss-cpu", "numpy", "numba")},
     }
 
@@ -464,6 +474,6 @@ def _why_ties(cast: Roles, stamp: dict[str, Any]) -> str:
         return f"Only {distinct:,} of the {len(gallery):,} embeddings of the gallery differ from each other."
     if count := stamp["made"]["duplicates_across_labels"]:
         return f"{count:,} items are exact duplicates under different labels."
-    if gallery.dtype.itemsize < 4 or gallery.dtype.kind in "iu":
+    if gallery.dtype.itemsize < 4:
         return f"Embeddings of {gallery.dtype} have few values, so many are exactly as close as others."
     return "Many embeddings are exactly as close as others: their values were rounded, or are few."

@@ -16,6 +16,9 @@ Float64 = NDArray[np.float64]
 Number = float | np.floating[Any]
 
 
+LANES = 32  # partial sums of a sum over D, whatever the machine: entry k is added to sum k mod 32
+
+
 @exact
 def load(raw: Array, halves: Array, i: int, scale: float, row: Float64) -> None:
     """row = scale times row i, in float64. Where there are `halves`, `raw` are the bits of float16."""
@@ -28,48 +31,61 @@ def load(raw: Array, halves: Array, i: int, scale: float, row: Float64) -> None:
 
 
 @exact
-def key(cosine: bool, a: Float64, b: Float64, b_squared: float) -> float:
-    """What ranks b, a row of the gallery, for a: larger is closer. Only comparable for one a.
-
-    cosine      (a.b)^2 / |b|^2 with the sign of a.b: grows with a.b / |b|, needs no root, and is equal, to the
-                bit, for b and a multiple of b wherever the products are exact
-    euclidean   -|a - b|^2
-    """
-    s0 = s1 = s2 = s3 = 0.0
-    whole = len(a) - len(a) % 4
+def _summed(cosine: bool, a: Float64, row: Array, scale: float, sums: Float64) -> float:
+    """Sum over k of a_k b_k (cosine) or (a_k - b_k)^2, b = scale row."""
+    whole = len(a) - len(a) % LANES
+    sums[:LANES] = 0.0
     if cosine:
-        for k in range(0, whole, 4):
-            s0 += a[k] * b[k]
-            s1 += a[k + 1] * b[k + 1]
-            s2 += a[k + 2] * b[k + 2]
-            s3 += a[k + 3] * b[k + 3]
+        for begin in range(0, whole, LANES):
+            for k in range(LANES):
+                sums[k] += a[begin + k] * (np.float64(row[begin + k]) * scale)
         for k in range(whole, len(a)):
-            s0 += a[k] * b[k]
-        product = (s0 + s1) + (s2 + s3)
-        return product * abs(product) / b_squared
-    for k in range(0, whole, 4):
-        d0, d1, d2, d3 = a[k] - b[k], a[k + 1] - b[k + 1], a[k + 2] - b[k + 2], a[k + 3] - b[k + 3]
-        s0 += d0 * d0
-        s1 += d1 * d1
-        s2 += d2 * d2
-        s3 += d3 * d3
-    for k in range(whole, len(a)):
-        d0 = a[k] - b[k]
-        s0 += d0 * d0
-    return -((s0 + s1) + (s2 + s3))
+            sums[k - whole] += a[k] * (np.float64(row[k]) * scale)
+    else:
+        for begin in range(0, whole, LANES):
+            for k in range(LANES):
+                difference = a[begin + k] - np.float64(row[begin + k]) * scale
+                sums[k] += difference * difference
+        for k in range(whole, len(a)):
+            difference = a[k] - np.float64(row[k]) * scale
+            sums[k - whole] += difference * difference
+    width = LANES // 2
+    while width > 0:
+        for k in range(width):
+            sums[k] += sums[k + width]
+        width //= 2
+    return float(sums[0])
+
+
+@exact
+def key(
+    cosine: bool, a: Float64, raw: Array, halves: Array, j: int, scale: float, squared: float, desk: Float64
+) -> float:
+    """What ranks b = scale times row j of a gallery for a [D]: larger is closer. Only comparable for one a.
+
+        cosine      (a.b)^2 / |b|^2 with the sign of a.b: grows with a.b / |b|, needs no root, and is equal, to the
+                    bit, for b and a multiple of b wherever the products are exact
+        euclidean   -|a - b|^2
+
+    squared  |b|^2
+    desk     [LANES + D]  written on
+    """
+    if len(halves):
+        load(raw, halves, j, scale, desk[LANES:])
+        total = _summed(cosine, a, desk[LANES:], 1.0, desk)
+    else:
+        total = _summed(cosine, a, raw[j], scale, desk)
+    return total * abs(total) / squared if cosine else -total
 
 
 @exact
 def squared_lengths(raw: Array, halves: Array, scale: Float64) -> Float64:
     """|scale x|^2 of each row."""
     found = np.empty(len(raw))
-    row = np.empty(raw.shape[1])
+    row, sums = np.empty(raw.shape[1]), np.empty(LANES)
     for i in range(len(raw)):
         load(raw, halves, i, scale[i], row)
-        total = 0.0
-        for k in range(len(row)):
-            total += row[k] * row[k]
-        found[i] = total
+        found[i] = _summed(True, row, row, 1.0, sums)
     return found
 
 
@@ -88,13 +104,12 @@ def keys(
 ) -> Float64:
     """`key` of each of the pairs (rows[n], columns[n])."""
     found = np.empty(len(rows))
-    a, b = np.empty(raw_a.shape[1]), np.empty(raw_b.shape[1])
+    a, desk = np.empty(raw_a.shape[1]), np.empty(LANES + raw_a.shape[1])
     for n in range(len(rows)):
         i, j = rows[n], columns[n]
         if n == 0 or i != rows[n - 1]:
             load(raw_a, halves_a, i, scale_a[i], a)
-        load(raw_b, halves_b, j, scale_b[j], b)
-        found[n] = key(cosine, a, b, squared_b[j])
+        found[n] = key(cosine, a, raw_b, halves_b, j, scale_b[j], squared_b[j], desk)
     return found
 
 
@@ -150,7 +165,7 @@ class Desk(NamedTuple):
 
     loaded: NDArray[np.int64]  # [1] which query lies in `query`
     query: Float64  # [D]
-    entry: Float64  # [D]
+    sums: Float64  # [LANES + D]
     keys: Float64  # [columns] of the entries of the row at hand; NaN where not yet known
 
 
@@ -211,8 +226,9 @@ def _entry_key(cosine: bool, queries: Side, gallery: Side, query: int, entry: in
         load(queries.raw, queries.halves, row, queries.scale[row], desk.query)
         desk.loaded[0] = query
     row = gallery.order[entry]
-    load(gallery.raw, gallery.halves, row, gallery.scale[row], desk.entry)
-    return key(cosine, desk.query, desk.entry, gallery.squared[row])
+    return key(
+        cosine, desk.query, gallery.raw, gallery.halves, row, gallery.scale[row], gallery.squared[row], desk.sums
+    )
 
 
 @exact
@@ -366,7 +382,7 @@ def count_columns(
                 )
 
 
-CELLS = 8  # to each positive, where entries are sorted in among many
+CELLS = 16  # to each positive, where entries are sorted in among many
 
 
 @fast
@@ -501,6 +517,39 @@ def count_binned(
         for k in range(count - 1, -1, -1):
             higher += place[k + 1]
             wanted.above[start + count - 1 - k] += higher
+
+
+@exact
+def settle_pairs(
+    cosine: bool,
+    queries: Side,
+    gallery: Side,
+    wanted: Wanted,
+    first: int,
+    rows: NDArray[np.int64],
+    entries: NDArray[np.int64],
+    lowest: NDArray[np.int64],
+    highest: NDArray[np.int64],
+) -> None:
+    """Decides in float64 how entries stand to positives lowest to highest (smallest score first) of the queries
+    first + rows of those that are wanted."""
+    size = gallery.raw.shape[1]
+    desk = Desk(np.full(1, -1), np.empty(size), np.empty(LANES + size), np.empty(0))
+    for n in range(len(rows)):
+        b = first + rows[n]
+        query = wanted.begin + b
+        found = np.nan
+        for k in range(lowest[n], min(highest[n], wanted.start[b + 1] - wanted.start[b])):
+            p = wanted.start[b + 1] - 1 - k
+            positive = wanted.position[p]
+            if gallery.group[entries[n]] == gallery.group[positive]:
+                wanted.tied[p] += 1
+                continue
+            if np.isnan(found):
+                found = _entry_key(cosine, queries, gallery, query, entries[n], desk)
+            own = _entry_key(cosine, queries, gallery, query, positive, desk)
+            wanted.above[p] += found > own
+            wanted.tied[p] += found == own
 
 
 @exact

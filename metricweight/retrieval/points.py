@@ -118,8 +118,8 @@ def as_rows(values: Array | Tensor | Sequence[Any], name: str) -> Array:
     rows = as_array(values)
     if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not rows.shape[1]:
         raise InputError(f"{name} must be numbers [N, D], got {list(rows.shape)} of {rows.dtype}.")
-    if rows.dtype.itemsize > 8:  # float128
-        rows = rows.astype(np.float64)
+    if rows.dtype.itemsize > 8 or rows.dtype.kind in "iu":
+        rows = rows.astype(np.float32 if rows.dtype.itemsize < 4 else np.float64)  # exact, to 2^53
     return rows if rows.dtype.isnative else rows.astype(rows.dtype.newbyteorder("="))
 
 

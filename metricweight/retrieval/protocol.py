@@ -24,7 +24,7 @@ class Protocol:
                  gallery with the queries, which are added where it lacks them. given: the gallery as it is
     same_camera  what becomes of a query's own label in its own camera: ranked, or left out, neither right nor wrong
     junk         labels of items that nobody ranks and that search for nothing
-    distractors  labels of items that everybody ranks and that are nobody's positives
+    distractors  labels of items that everybody ranks, that are nobody's positives and that search for nothing
     ap           which average precision is its mAP: step, or the trapezoid of the official MARS and Market-1501 code
     ks           the K of Recall@K
     shown        what its table shows; recall stands for all of `ks`
@@ -202,8 +202,13 @@ def _assigned(protocol: Protocol, table: _Items, other: _Items | None, chosen: N
         rows = given[chosen]
     else:
         kept, there = ~_among(table.labels, protocol.junk), ~_among(other.labels, protocol.junk)
-        left_out["junk"] = int((~there).sum())
+        left_out["junk"] = int((~kept).sum() + (~there).sum())
         first, second, rows = table.only(kept), other.only(there), given[kept]
+        if first.embeddings.shape[1] != second.embeddings.shape[1]:
+            raise InputError(
+                f"queries have {first.embeddings.shape[1]} numbers each and the gallery {second.embeddings.shape[1]}; "
+                "both must come from one model."
+            )
         itself = _found(first, second)
         known = np.unique(itself[itself >= 0])
         if protocol.gallery == "rest" and len(known):
@@ -218,16 +223,17 @@ def _assigned(protocol: Protocol, table: _Items, other: _Items | None, chosen: N
             second = _joined(second, first.only(missing))
             left_out["queries added to the gallery"] = int(missing.sum())
         if protocol.gallery == "given":
-            left_out["queries that are in the gallery"] = len(known)
+            left_out["queries that are in the gallery"] = int((itself >= 0).sum())
+            itself = np.full(len(first.labels), -1)
+    seeking = ~_among(first.labels, protocol.distractors)
+    left_out["queries that are distractors"] = int((~seeking).sum())
+    first, itself, rows = first.only(seeking), itself[seeking], rows[seeking]
+    same = second is first
+    if same and len(first.labels) < 2:
+        raise InputError(f"retrieval needs two embeddings at least, got {len(first.labels)}.")
     if not len(first.labels) or not len(second.labels):
         what = "queries" if not len(first.labels) else "gallery"
-        raise InputError(f"protocol {protocol.name} leaves no {what} of what was given; is junk={protocol.junk} right?")
-    if first.embeddings.shape[1] != second.embeddings.shape[1]:
-        raise InputError(
-            f"queries have {first.embeddings.shape[1]} numbers each and the gallery {second.embeddings.shape[1]}; "
-            "both must come from one model."
-        )
-    same = second is first
+        raise InputError(f"by protocol {protocol.name} nothing that was given is left as {what} ({protocol.rules()}).")
     classes, (numbers, others) = _numbered(first.labels, second.labels)
     others = others.copy()
     distract = _among(second.labels, protocol.distractors)
@@ -253,6 +259,7 @@ def _items(what: str, embeddings: Any, labels: Any, cameras: Any) -> _Items:
     if labels is None:
         raise InputError(f"{what} came without {labels_name}.")
     found = _labels(labels, labels_name)
+    cameras_name = labels_name.replace("labels", "cameras")
     if found.shape != rows.shape[:1]:
         raise InputError(
             f"{labels_name} must be [{len(rows)}] to match {what} {list(rows.shape)}, got {list(found.shape)}."
@@ -261,13 +268,17 @@ def _items(what: str, embeddings: Any, labels: Any, cameras: Any) -> _Items:
         return _Items(rows, found, None)
     numbers = as_array(cameras)
     if numbers.dtype.kind not in "iu" or numbers.shape != rows.shape[:1]:
-        raise InputError(f"cameras must be [{len(rows)}] integers, got {list(numbers.shape)} of {numbers.dtype}.")
+        raise InputError(
+            f"{cameras_name} must be [{len(rows)}] integers, got {list(numbers.shape)} of {numbers.dtype}."
+        )
     return _Items(rows, found, numbers.astype(np.int64))
 
 
 def _labels(labels: Array | Tensor | Sequence[Any], name: str) -> Array:
     """Labels as integers or strings; whole numbers beyond 64 bits stay Python's."""
     given = as_array(labels)
+    if given.dtype.kind == "f" and isinstance(labels, Sequence) and all(isinstance(x, int) for x in labels):
+        given = np.array(labels, dtype=object)  # NumPy makes floats of 2^63 beside -1
     if given.dtype.kind in "iub":
         return given
     if given.dtype.kind in "UT":

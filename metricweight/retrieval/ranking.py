@@ -11,12 +11,12 @@ within their rounding of a positive is compared again in float64 in one order of
 exactly as close is decided there. Ranks therefore depend on no engine, block size, thread or number of processes.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,10 @@ from numpy.typing import NDArray
 from metricweight.checks import InputError
 from metricweight.retrieval import kernels
 from metricweight.retrieval.kernels import Desk, Side, Wanted
-from metricweight.retrieval.points import Points, fingerprints, readable
+from metricweight.retrieval.points import BLOCK, Points, fingerprints, readable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -34,6 +37,8 @@ TILE = 1024  # rows and columns of a block of products
 WIDE = (64, 32768)  # the same where positives are many
 ROUNDING = 6e-7  # of a float32 score of rows of length one, up to 1,024 numbers; measured: 5e-7 at most
 BYTES_PER_POSITIVE = 64
+BYTES_PER_ITEM = 250  # order, groups, lengths, and what sorting them needs
+CLASS = 2**18  # products of a class with itself at a time
 
 
 class Ranks(NamedTuple):
@@ -90,17 +95,21 @@ def ranks(
     memory: int = 2**30,
     threads: int | None = None,
     share: Share | None = None,
+    device: str | None = None,
+    reserved: int = 0,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Iterator[tuple[Ints, Ranks]]:
     """Batches of queries, as rows of `search.queries`, and their ranks; each query comes once, in no order.
 
     memory    bytes that may be used beyond the embeddings as they were given
+    device    None: this machine's cores. A torch device: there, with the gallery held there
+    reserved  bytes of the memory that are used otherwise
     progress  is told, now and then, which share of the work is done
 
     Time: Q G D multiplications, half of that where the queries are the gallery and nobody has more than MANY
     positives; the counting adds little. Raises InputError where the memory is too small for any block.
     """
-    yield from _Count(search, memory, threads or _threads(), share or Share(), progress).batches()
+    yield from _Count(search, memory, threads or _threads(), share or Share(), device, reserved, progress).batches()
 
 
 def _threads() -> int:
@@ -163,33 +172,31 @@ class _Count:
     """One pass over all blocks."""
 
     def __init__(
-        self, search: Search, memory: int, threads: int, share: Share, progress: Callable[[float], None]
+        self,
+        search: Search,
+        memory: int,
+        threads: int,
+        share: Share,
+        device: str | None,
+        reserved: int,
+        progress: Callable[[float], None],
     ) -> None:
         self.search, self.threads, self.share, self.progress = search, threads, share, progress
+        self.device = device
+        self.blocks = itertools.count()
+        self.on_device: Tensor | None = None
         self.cosine = search.queries.similarity == "cosine"
         self.order = order = _sorted(search)
         size = search.gallery.size
         self.rounding = ROUNDING * math.sqrt(max(1.0, size / 1024))
-        row = 4 * size
-        tiles = 4 * (TILE * TILE + WIDE[0] * WIDE[1]) + 3 * 8 * 1024 * size + 2 * TILE * row
-        most = int(order.positives.max(initial=0))
-        least = tiles + 2 * BYTES_PER_POSITIVE * most
-        if memory < least:
-            raise InputError(
-                f"memory of {_bytes(memory)} is too small for these {len(search.queries):,} queries of {size} numbers, "
-                f"with up to {most:,} positives; give {_bytes(least)} at least."
-            )
-        spare = memory - tiles
-        self.batch = spare // 4 // BYTES_PER_POSITIVE
-        self.held = len(order.gallery) * row <= spare // 2
-        self.rows = len(order.queries) if self.held else max(TILE, spare // 4 // row // TILE * TILE)
+        self._plan(memory, self._least(reserved))
         self.many = int(np.searchsorted(-order.positives, -MANY, side="left"))  # queries with more than MANY come first
         same = (
             search.queries is search.gallery
             and len(order.queries)
             and np.array_equal(order.gallery[: len(order.queries)], order.queries)
         )
-        self.both_sides = bool(same) and int(order.positives[self.many :].sum()) <= self.batch
+        self.both_sides = bool(same) and device is None and int(order.positives[self.many :].sum()) <= self.batch
         self.points = search.gallery.compared(order.gallery) if self.held else None
         self.gallery = self._side(search.gallery, order.gallery, self.points)
         own = self.points[: len(order.queries)] if same and self.points is not None else None
@@ -197,6 +204,29 @@ class _Count:
         self.own = own
         few = len(order.queries) - self.many
         self.done, self.work = 0, len(order.queries) * len(order.gallery) - (few * few // 2 if self.both_sides else 0)
+
+    def _least(self, reserved: int) -> int:
+        """Bytes without which nothing can be counted."""
+        order, size = self.order, self.search.gallery.size
+        most = int(order.positives.max(initial=0))
+        items = BYTES_PER_ITEM * (len(self.search.queries) + len(order.gallery))
+        block = 4 * max(TILE * TILE, WIDE[0] * WIDE[1])
+        reading = 3 * 8 * BLOCK * size + 8 * TILE * size
+        thread = reading + 12 * max(most, CLASS) + (4 * size + 17 * kernels.CELLS) * most + 16 * WIDE[1]
+        return reserved + items + block + reading + self.threads * thread + BYTES_PER_POSITIVE * most
+
+    def _plan(self, memory: int, least: int) -> None:
+        """How many positives are counted at a time, whether the gallery is held, and if not, how many rows are."""
+        if memory < least:
+            most = int(self.order.positives.max(initial=0))
+            raise InputError(
+                f"memory of {_bytes(memory)} is too small for these {len(self.search.queries):,} queries of "
+                f"{self.search.gallery.size} numbers, with up to {most:,} positives; give {_bytes(least)} at least."
+            )
+        row, spare = 4 * self.search.gallery.size, memory - least
+        self.batch = spare // 4 // BYTES_PER_POSITIVE
+        self.held = len(self.order.gallery) * row <= spare // 2
+        self.rows = len(self.order.queries) if self.held else max(TILE, spare // 2 // row // TILE * TILE)
 
     def _side(self, points: Points, order: Ints, rows: Floats | None) -> Side:
         group = fingerprints(points.raw).view(np.int64).reshape(-1, 2)[:, 0]
@@ -215,6 +245,7 @@ class _Count:
             yield order.without, Ranks(start, none, none, order.ranked[order.without])
         ends = np.cumsum(order.positives)
         begin = 0
+        device = self.device
         with ThreadPoolExecutor(self.threads) as self.pool:
             while begin < len(order.queries):
                 before = ends[begin - 1] if begin else 0
@@ -222,7 +253,7 @@ class _Count:
                 if begin < self.many:
                     end = min(end, self.many)
                 wanted = self._wanted(begin, end)
-                self._count(wanted, begin, end)
+                self._count(wanted, begin, end) if device is None else self._count_on(device, wanted, end)
                 self.share.add_up(wanted.above)
                 self.share.add_up(wanted.tied)
                 kernels.nearest_first(wanted.start, wanted.above, wanted.tied)
@@ -252,27 +283,27 @@ class _Count:
         place[order.gallery] = np.arange(len(order.gallery))
         place[-1] = -1
         itself = place[search.itself[order.queries[begin:end]]]
-        edges = np.flatnonzero(np.diff(wanted.first, prepend=-1, append=-1))
+        edges = np.flatnonzero(np.diff(wanted.first, prepend=-1, append=-1)).tolist()
         nobody = np.empty(0, dtype=np.int64)
-        for class_begin, class_end in pairwise(edges.tolist()):
+
+        def score(class_begin: int, class_end: int) -> None:
+            """Queries class_begin to class_end of one class, with all items of it."""
             first, last = int(wanted.first[class_begin]), int(wanted.last[class_begin])
             members = self._gallery_rows(first, last)
             cameras = nobody if search.gallery_cameras is None else search.gallery_cameras[order.gallery[first:last]]
-            step = max(1, 2**20 // (last - first))
+            step = max(1, CLASS // (last - first))
             for b in range(class_begin, class_end, step):
                 to = min(b + step, class_end)
+                rows = order.queries[begin + b : begin + to]
                 products = self._query_rows(begin + b, begin + to) @ members.T
                 packed = np.empty(products.shape, np.uint64)
-                own = (
-                    nobody
-                    if search.query_cameras is None
-                    else search.query_cameras[order.queries[begin + b : begin + to]]
-                )
-                kernels.pack_positives(
-                    products, self.gallery.half[first:last], itself[b:to] - first, own, cameras, packed
-                )
+                own = nobody if search.query_cameras is None else search.query_cameras[rows]
+                half = self.gallery.half[first:last]
+                kernels.pack_positives(products, half, itself[b:to] - first, own, cameras, packed)
                 packed.sort(axis=1)
                 kernels.unpack_positives(packed, start[b : to + 1], first, wanted.bound, wanted.position)
+
+        list(self.pool.map(score, edges[:-1], edges[1:]))
         np.maximum.reduceat(self.gallery.norm[wanted.position], start[:-1], out=wanted.farthest)
         return wanted
 
@@ -281,9 +312,10 @@ class _Count:
         many = begin < self.many
         both = self.both_sides and not many
         height, width = WIDE if many else (TILE, TILE)
+        if many and not self.held:
+            width = min(width, max(TILE, self.rows // 2))
         buffer = np.empty(height * width, np.float32)
         desks = [_desk(self.search.gallery.size, max(height, width)) for _ in range(self.threads)]
-        number = 0
         for rows_begin in range(begin, end, self.rows):
             rows_end = min(rows_begin + self.rows, end)
             rows = self._query_rows(rows_begin, rows_end)
@@ -294,8 +326,7 @@ class _Count:
                 for row in range(rows_begin, rows_end, height):
                     if both and self.many <= column < row:
                         break  # this block and those below were the other side of earlier ones
-                    number += 1
-                    if number % self.share.processes != self.share.rank:
+                    if not self._is_mine():
                         continue
                     row_end = min(row + height, rows_end)
                     tile = buffer[: (row_end - row) * (column_end - column)].reshape(row_end - row, -1)
@@ -303,6 +334,25 @@ class _Count:
                     self._tile(tile, wanted, row, column, many, both and self.many <= column != row, desks)
                     self.done += tile.size * self.share.processes
                     self.progress(min(1.0, self.done / self.work))
+
+    def _count_on(self, device: str, wanted: Wanted, end: int) -> None:
+        import torch
+
+        from metricweight.retrieval.device import count
+
+        if self.on_device is None:
+            rows = self._gallery_rows(0, len(self.order.gallery))
+            self.on_device = torch.from_numpy(rows).to(device)
+        def progress(rows: int) -> None:
+            self.done += rows * len(self.order.gallery)
+            self.progress(min(1.0, self.done / self.work))
+
+        sides = self.queries, self.gallery
+        count(wanted, end, self._query_rows, self.on_device, sides, self.rounding, self.cosine, self._is_mine, progress)
+
+    def _is_mine(self) -> bool:
+        """Whether this process counts the next block."""
+        return next(self.blocks) % self.share.processes == self.share.rank
 
     def _tile(
         self, tile: Floats, wanted: Wanted, row: int, column: int, many: bool, columns_too: bool, desks: list[Desk]
@@ -340,13 +390,13 @@ class _Count:
 
 
 def _desk(size: int, entries: int) -> Desk:
-    return Desk(np.full(1, -1), np.empty(size), np.empty(size), np.empty(entries))
+    return Desk(np.full(1, -1), np.empty(size), np.empty(kernels.LANES + size), np.empty(entries))
 
 
 def _grid(count: int, step: int, seam: int) -> list[tuple[int, int]]:
     """Blocks of `step`, none of which goes across the seam."""
     edges = [*range(0, seam, step), *range(seam, count, step), count]
-    return list(pairwise(edges))
+    return list(itertools.pairwise(edges))
 
 
 def _bytes(count: int) -> str:

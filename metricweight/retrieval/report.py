@@ -163,7 +163,7 @@ def described(stamp: Mapping[str, Any]) -> str:
         text += " Queries expanded: k={k}, alpha={alpha:g}.".format(**protocol["expand"])
     if protocol["index"] != "exact":
         text += (
-            f" Approximate: index {protocol['index']}, which finds {100 * protocol['index_recall']:.2f} % of the "
+            f" Approximate: index {protocol['index']}, which finds {100 * stamp['made']['index_recall']:.2f} % of the "
             f"{max(protocol['ks'])} exact nearest neighbours."
         )
     return text

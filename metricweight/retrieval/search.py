@@ -389,7 +389,7 @@ def _by_torch(gallery: Points, device: torch.device, memory: int) -> Engine:
     def engine(x: Float32, count: int) -> tuple[Float32, Int64]:
         parts = [torch.from_numpy(x[start : start + height]).to(device) for start in range(0, len(x), height)]
         found = [(part.new_empty(len(part), 0), part.new_empty(len(part), 0, dtype=torch.int64)) for part in parts]
-        with _full_precision(device.type):
+        with full_precision(device.type):
             for number, rows in enumerate(blocks):
                 y = kept[number] if kept else there(rows)
                 squared = (y * y).sum(1)
@@ -405,7 +405,7 @@ def _by_torch(gallery: Points, device: torch.device, memory: int) -> Engine:
 
 
 @contextmanager
-def _full_precision(device: str) -> Iterator[None]:
+def full_precision(device: str) -> Iterator[None]:
     """Products are formed in float32: no autocast, no TF32. The caller's settings are put back."""
     reduced = [(put, before) for get, put in _PRECISIONS if (before := get()) in _REDUCED]
     for put, before in reduced:
