@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,10 @@ def a_user(tmp_path):
     embeddings, labels = random.standard_normal((40, 4)), np.arange(40) % 8
     np.savez(tmp_path / "embeddings.npz", embeddings=embeddings, labels=labels)
     np.save(tmp_path / "embeddings.npy", embeddings)
+    tracklets = {"labels": np.arange(120) % 15 - 1, "cameras": np.arange(120) // 15 % 4, "queries": np.arange(120) < 30}
+    np.savez(tmp_path / "tracklets.npz", embeddings=random.standard_normal((120, 4)), **tracklets)
+    np.savez(tmp_path / "queries.npz", embeddings=embeddings[:10], labels=labels[:10])
+    np.savez(tmp_path / "gallery.npz", embeddings=random.standard_normal((60, 4)), labels=np.arange(60) % 8)
     (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
     pd.DataFrame(embeddings).add_prefix("e").assign(species=labels).to_csv(tmp_path / "table.csv", index=False)
 
@@ -56,6 +62,9 @@ def test_every_command_runs_in_the_order_in_which_it_is_read(metricweight, a_use
         if line in SET_UP:
             continue
         program, *words = shlex.split(line)
+        if program == "torchrun":
+            subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], check=True, capture_output=True)
+            continue
         assert program == "metricweight"
         if words[0] == "train":
             words += SHORT[words[1]]

@@ -296,17 +296,16 @@ def _measured(
 ) -> tuple[dict[str, Floats], dict[str, tuple[float, float]]]:
     """Each metric of each query [Q], and its sums with ties against and for them."""
     values: dict[str, Floats] = {}
-    worst: dict[str, float] = {}
-    best: dict[str, float] = {}
+    worst: dict[str, Floats] = {}
+    best: dict[str, Floats] = {}
     for rows, of in found:
         expected = per_query(of, ks)
         tied = bool(of.tied.any())
         bounds = [per_query(broken(of), ks) if tied else expected for broken in (pessimistic, optimistic)]
-        for name, value in expected.items():
-            values.setdefault(name, np.full(queries, np.nan))[rows] = value
-            for sums, bound in zip((worst, best), bounds, strict=True):
-                sums[name] = sums.get(name, 0.0) + float(np.nansum(bound[name]))
-    return values, {name: (worst[name], best[name]) for name in values}
+        for table, some in zip((values, worst, best), (expected, *bounds), strict=True):
+            for name, value in some.items():
+                table.setdefault(name, np.full(queries, np.nan))[rows] = value
+    return values, {name: (float(np.nansum(worst[name])), float(np.nansum(best[name]))) for name in values}
 
 
 def _told_by_lists(

@@ -7,6 +7,7 @@ for the few comparisons that float32 cannot settle: what it calls equal is equal
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +47,11 @@ class Points:
     def size(self) -> int:
         """D."""
         return int(self.raw.shape[1])
+
+    @cached_property
+    def fingerprints(self) -> NDArray[np.void]:
+        """A number of 16 bytes for each row [N]: equal where all its values are."""
+        return fingerprints(self.raw)
 
     def compared(self, rows: Rows = slice(None)) -> NDArray[np.float32]:
         """Rows as float32 [n, D] whose Euclidean neighbours are the ones that are asked for.

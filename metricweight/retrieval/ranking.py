@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from metricweight.checks import InputError
 from metricweight.retrieval import kernels
 from metricweight.retrieval.kernels import Desk, Side, Wanted
-from metricweight.retrieval.points import BLOCK, Points, fingerprints, readable
+from metricweight.retrieval.points import BLOCK, Points, readable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,7 +229,7 @@ class _Count:
         self.rows = len(self.order.queries) if self.held else max(TILE, spare // 2 // row // TILE * TILE)
 
     def _side(self, points: Points, order: Ints, rows: Floats | None) -> Side:
-        group = fingerprints(points.raw).view(np.int64).reshape(-1, 2)[:, 0]
+        group = points.fingerprints.view(np.int64).reshape(-1, 2)[:, 0]
         squares = np.empty(len(order))
         for begin in range(0, len(order), 1024):
             some = points.compared(order[begin : begin + 1024]) if rows is None else rows[begin : begin + 1024]

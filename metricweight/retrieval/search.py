@@ -117,7 +117,7 @@ def neighbours(
 def build(gallery: Points, kind: str, *, memory: int = 2**30) -> Index:
     """An approximate index. What it misses differs by embeddings, and `overlap` says how much.
 
-        ivf_flat  n = 4 G^1/2 cells, or G / 39 if that is fewer; n / 16 of them are searched, 8 at least
+        ivf_flat  n = 4 G^1/2 cells, or G / 39 if that is fewer; n / 8 of them are searched, 8 at least
         ivf_pq    the same cells; rows are kept as codes of up to 64 bytes. Smallest and coarsest
         hnsw      a graph with 32 neighbours per item, searched with a beam of 128. Its edges depend on which thread is
                   first, so two builds may differ
@@ -278,9 +278,9 @@ def _unfitted(kind: str, size: int, cells: int) -> Any:
     else:
         parts = min(64, -(-size // 4))  # of equal size, so columns are added if need be; np: not polysemous
         made = faiss.index_factory(-(-size // parts) * parts, f"IVF{cells},PQ{parts}np")
-        made.pq.cp.seed, made.pq.cp.min_points_per_centroid = SEED, 1
+        made.pq.cp.seed, made.pq.cp.min_points_per_centroid, made.pq.cp.max_points_per_centroid = SEED, 1, 64
     made.cp.seed, made.cp.min_points_per_centroid = SEED, 1
-    made.nprobe = min(cells, max(8, cells // 16))
+    made.nprobe = min(cells, max(8, cells // 8))
     return made
 
 
@@ -396,7 +396,10 @@ def _by_torch(gallery: Points, device: torch.device, memory: int) -> Engine:
                 for i, part in enumerate(parts):
                     block = torch.addmm(squared, part, y.T, alpha=-2).add_((part * part).sum(1, keepdim=True))
                     distances, ids = block.topk(min(count, len(y)), largest=False)
-                    distances, ids = torch.cat([found[i][0], distances], 1), torch.cat([found[i][1], ids + rows[0]], 1)
+                    distances, ids = (
+                        torch.cat([found[i][0], distances], 1),
+                        torch.cat([found[i][1], ids + int(rows[0])], 1),
+                    )
                     distances, first = distances.topk(min(count, distances.shape[1]), largest=False)
                     found[i] = distances, ids.gather(1, first)
         return torch.cat([d for d, _ in found]).cpu().numpy(), torch.cat([i for _, i in found]).cpu().numpy()
