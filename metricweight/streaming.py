@@ -19,9 +19,8 @@ class together, the same on every machine and in every order of the batch.
 
 import ast
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache, partial
+from collections.abc import Iterator
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from metricweight.pairs import PairWeights
+from metricweight.similarity import full_precision
 
 _CLOSE = 1e-2
 _NEAREST = 16
@@ -117,7 +117,7 @@ def pairs(
         compared = Compared(query, query, labels, labels, items, items, own)
     else:
         compared = Compared(query, gallery, labels, gallery_labels, items, gallery_items, own)
-    with _full_precision(query.device.type):
+    with full_precision(query.device.type):
         return _stream(_loss(loss), compared, chosen, moves_gallery)
 
 
@@ -133,7 +133,7 @@ def _(
 @torch.no_grad()
 def dense(loss: Streamed, compared: Compared) -> tuple[PairWeights, PairWeights]:
     """Scores and weights of all pairs, [B, G] each, as `pairs` uses them block by block: for miners."""
-    with _full_precision(compared.query.device.type):
+    with full_precision(compared.query.device.type):
         space = _space(loss, compared)
         blocks = (_block(loss, compared, space, None, rows)[2] for rows in _blocks(loss, compared))
         found = [(terms.scores, terms.weights) for terms in blocks]
@@ -197,31 +197,6 @@ def _loss(text: str) -> Streamed:
 def _made(kind: Any, arguments: str) -> Streamed:
     """By the class itself, so that a notebook's new definition is not the old one."""
     return kind(**ast.literal_eval(arguments))  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    """Products are formed in the dtype of the embeddings: no autocast, no TF32."""
-    reduced = [(put, before) for get, put in _PRECISIONS if (before := get()) in _REDUCED]
-    for put, before in reduced:
-        put(_REDUCED[before])
-    try:
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        for put, before in reduced:
-            put(before)
-
-
-_PRECISIONS: list[tuple[Callable[[], str], Callable[[str], None]]] = (
-    [
-        (partial(getattr, backend.matmul, "fp32_precision"), partial(setattr, backend.matmul, "fp32_precision"))
-        for backend in (torch.backends.cuda, torch.backends.mkldnn)
-    ]
-    if hasattr(torch.backends, "fp32_precision")
-    else [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)]  # before torch 2.9
-)
-_REDUCED = {"tf32": "ieee", "bf16": "ieee", "high": "highest", "medium": "highest"}
 
 
 def _stream(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metricweight.retrieval.kernels import Side, Wanted, settle_pairs
-from metricweight.retrieval.search import full_precision
+from metricweight.similarity import full_precision
 
 ROWS, COLUMNS = 1024, 8192  # of a block of products
 LISTED = 2**20  # undecided entries of a block of rows that there is room for at first

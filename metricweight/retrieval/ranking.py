@@ -35,7 +35,7 @@ Floats = NDArray[np.float32]
 MANY = 48  # positives from which on entries are sorted in among them, rather than compared with each
 TILE = 1024  # rows and columns of a block of products
 WIDE = (64, 32768)  # the same where positives are many
-ROUNDING = 6e-7  # of a float32 score of rows of length one, up to 1,024 numbers; measured: 5e-7 at most
+ROUNDING = 1e-6  # of a float32 score of rows of length one, up to 1,024 numbers; measured: 4e-7 at most, of signs too
 BYTES_PER_POSITIVE = 64
 BYTES_PER_ITEM = 250  # order, groups, lengths, and what sorting them needs
 CLASS = 2**18  # products of a class with itself at a time
@@ -343,6 +343,7 @@ class _Count:
         if self.on_device is None:
             rows = self._gallery_rows(0, len(self.order.gallery))
             self.on_device = torch.from_numpy(rows).to(device)
+
         def progress(rows: int) -> None:
             self.done += rows * len(self.order.gallery)
             self.progress(min(1.0, self.done / self.work))

@@ -7,11 +7,9 @@ Engines propose candidates by float32 distances; what is returned is chosen and 
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,7 +17,8 @@ from numpy.typing import NDArray
 
 from metricweight.checks import InputError, nearest
 from metricweight.files import write_arrays
-from metricweight.retrieval.points import Points, fingerprints
+from metricweight.retrieval.points import Points
+from metricweight.similarity import full_precision
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -407,36 +406,6 @@ def _by_torch(gallery: Points, device: torch.device, memory: int) -> Engine:
     return engine
 
 
-@contextmanager
-def full_precision(device: str) -> Iterator[None]:
-    """Products are formed in float32: no autocast, no TF32. The caller's settings are put back."""
-    reduced = [(put, before) for get, put in _PRECISIONS if (before := get()) in _REDUCED]
-    for put, before in reduced:
-        put(_REDUCED[before])
-    try:
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        for put, before in reduced:
-            put(before)
-
-
-_PRECISIONS: list[tuple[Callable[[], str], Callable[[str], None]]] = (
-    [
-        (partial(getattr, backend.matmul, "fp32_precision"), partial(setattr, backend.matmul, "fp32_precision"))
-        for backend in (torch.backends.cuda, torch.backends.mkldnn)
-    ]
-    if hasattr(torch.backends, "fp32_precision")
-    else [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)]  # before torch 2.9
-)
-_REDUCED: dict[str, Literal["ieee", "highest"]] = {
-    "tf32": "ieee",
-    "bf16": "ieee",
-    "high": "highest",
-    "medium": "highest",
-}
-
-
 def _blocks(rows: Int64, height: int) -> Iterator[Int64]:
     height = max(1, height)
     return (rows[start : start + height] for start in range(0, len(rows), height))
@@ -453,5 +422,5 @@ def _columns(rows: Float32, size: int) -> Float32:
 
 def _fingerprint(gallery: Points) -> str:
     found = hashlib.sha256(f"{gallery.raw.dtype.str} {gallery.raw.shape}".encode())
-    found.update(fingerprints(gallery.raw).tobytes())
+    found.update(gallery.fingerprints.tobytes())
     return found.hexdigest()
