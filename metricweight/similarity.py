@@ -47,9 +47,4 @@ _PRECISIONS: list[tuple[Callable[[], str], Callable[[str], None]]] = (
     if hasattr(torch.backends, "fp32_precision")
     else [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)]  # before torch 2.9
 )
-_REDUCED: dict[str, Literal["ieee", "highest"]] = {
-    "tf32": "ieee",
-    "bf16": "ieee",
-    "high": "highest",
-    "medium": "highest",
-}
+_REDUCED = {"tf32": "ieee", "bf16": "ieee", "high": "highest", "medium": "highest"}
