@@ -126,7 +126,7 @@ def _numpy(path: Path) -> dict[str, Array]:
         with loaded:
             return {name: loaded[name] for name in loaded.files}
     except Exception as error:  # a damaged file fails in many ways, all of them meaning the same
-        if "allow_pickle" in str(error):
+        if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise InputError(f"{path} holds Python objects, which are not loaded; save .astype(str) of them.") from None
         raise InputError(f"{path} is damaged or not a NumPy file: {error}") from None
 

@@ -170,12 +170,10 @@ class Desk(NamedTuple):
 
 
 @fast
-def tops(
-    tile: Array, row_half: Array, column_half: Array, row_top: Array, column_top: Array, begin: int, end: int
-) -> None:
-    """The largest score in each of some rows of a tile of products, and, over these rows, in each column."""
+def tops(tile: Array, row_half: Array, column_half: Array, row_top: Array, column_top: Array) -> None:
+    """The largest score in each row of a tile of products, and in each column."""
     column_top[:] = -np.inf
-    for r in range(begin, end):
+    for r in range(len(tile)):
         row_top[r] = _row_top(tile[r], column_half)
         _raise_tops(tile[r], row_half[r], column_top)
 
@@ -287,14 +285,12 @@ def count_rows(
     row_begin: int,
     column_begin: int,
     desk: Desk,
-    begin: int,
-    end: int,
 ) -> None:
-    """For rows `begin` to `end` of a tile of products of queries (rows) with gallery items (columns): counts the
-    negatives above each positive of these queries, one positive at a time."""
+    """For a tile of products of queries (rows) with gallery items (columns): counts the negatives above each positive
+    of these queries, one positive at a time."""
     columns = tile.shape[1]
     half = gallery.half[column_begin : column_begin + columns]
-    for r in range(begin, end):
+    for r in range(len(tile)):
         query = row_begin + r
         b = query - wanted.begin
         skip = _overlap(wanted.first[b], wanted.last[b], column_begin, columns)
@@ -330,17 +326,15 @@ def count_columns(
     row_begin: int,
     column_begin: int,
     desk: Desk,
-    begin: int,
-    end: int,
 ) -> None:
-    """The same tile the other way: its columns `begin` to `end` are the queries, its rows the gallery."""
+    """The same tile the other way: its first columns, whose `top` is given, are the queries, its rows the gallery."""
     rows = tile.shape[0]
     half = gallery.half[row_begin : row_begin + rows]
-    width = end - begin
+    width = len(top)
     low, high = np.empty(width, np.float32), np.empty(width, np.float32)
     counts = np.empty(width, np.uint32)
     column = np.empty(rows, np.float32)
-    first_b = column_begin + begin - wanted.begin
+    first_b = column_begin - wanted.begin
     most = 0
     for c in range(width):
         most = max(most, wanted.start[first_b + c + 1] - wanted.start[first_b + c])
@@ -350,16 +344,16 @@ def count_columns(
             low[c] = high[c] = np.inf
             p = wanted.start[first_b + c] + k
             if p < wanted.start[first_b + c + 1]:
-                norm = queries.norm[column_begin + begin + c]
+                norm = queries.norm[column_begin + c]
                 slack = _slack(rounding, norm, gallery.norm[wanted.position[p]], longest)
-                if top[begin + c] >= np.float32(wanted.bound[p] - slack):
+                if top[c] >= np.float32(wanted.bound[p] - slack):
                     low[c], high[c] = wanted.bound[p] - slack, wanted.bound[p] + slack
                     alive = True
         if not alive:
             continue
         counts[:] = 0
         for r in range(rows):
-            _count_columns(tile[r][begin:end], half[r], low, high, counts)
+            _count_columns(tile[r][:width], half[r], low, high, counts)
         for c in range(width):
             sure, maybe = np.int64(counts[c] & np.uint32(0xFFFF)), np.int64(counts[c] >> np.uint32(16))
             if maybe == 0:
@@ -368,15 +362,15 @@ def count_columns(
             p = wanted.start[b] + k
             skip = _overlap(wanted.first[b], wanted.last[b], row_begin, rows)
             for r in range(skip[0], skip[1]):
-                score = tile[r, begin + c] - half[r]
+                score = tile[r, c] - half[r]
                 sure -= score > high[c]
                 maybe -= score >= low[c]
             wanted.above[p] += sure
             if maybe > sure:
                 for r in range(rows):
-                    column[r] = tile[r, begin + c]
+                    column[r] = tile[r, c]
                 desk.keys[:rows] = np.nan
-                query = column_begin + begin + c
+                query = column_begin + c
                 _settle(
                     column, half, low[c], high[c], skip, row_begin, query, p, cosine, queries, gallery, wanted, desk
                 )
@@ -428,8 +422,6 @@ def count_binned(
     row_begin: int,
     column_begin: int,
     desk: Desk,
-    begin: int,
-    end: int,
 ) -> None:
     """As `count_rows`, for queries of many positives: each entry finds its place among the sorted positives.
 
@@ -439,7 +431,7 @@ def count_binned(
     columns = tile.shape[1]
     half = gallery.half[column_begin : column_begin + columns]
     most = 0
-    for r in range(begin, end):
+    for r in range(len(tile)):
         b = row_begin + r - wanted.begin
         most = max(most, wanted.start[b + 1] - wanted.start[b])
     bound, own, place = np.empty(most + 1, np.float32), np.empty(most), np.empty(most + 1, np.int64)
@@ -447,7 +439,7 @@ def count_binned(
     dirty, tally = np.zeros(size, np.uint8), np.zeros(size, np.int32)
     first, last, marked = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.int32)
     cells, chosen = np.empty(columns, np.int32), np.empty(columns + 1, np.int32)
-    for r in range(begin, end):
+    for r in range(len(tile)):
         query = row_begin + r
         b = query - wanted.begin
         start, count = wanted.start[b], wanted.start[b + 1] - wanted.start[b]

@@ -13,8 +13,10 @@ exactly as close is decided there. Ranks therefore depend on no engine, block si
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,10 +35,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 MANY = 48  # positives from which on entries are sorted in among them, rather than compared with each
-TILE = 1024  # rows and columns of a block of products
+TILE = 768  # rows and columns of a block of products
 WIDE = (64, 32768)  # the same where positives are many
 ROUNDING = 1e-6  # of a float32 score of rows of length one, up to 1,024 numbers; measured: 4e-7 at most, of signs too
-BYTES_PER_POSITIVE = 64
 BYTES_PER_ITEM = 250  # order, groups, lengths, and what sorting them needs
 CLASS = 2**18  # products of a class with itself at a time
 
@@ -184,11 +185,13 @@ class _Count:
         self.search, self.threads, self.share, self.progress = search, threads, share, progress
         self.device = device
         self.blocks = itertools.count()
+        self.stopped = False
         self.on_device: Tensor | None = None
         self.cosine = search.queries.similarity == "cosine"
         self.order = order = _sorted(search)
         size = search.gallery.size
         self.rounding = ROUNDING * math.sqrt(max(1.0, size / 1024))
+        self.bytes_per_positive = 64 + 16 * threads
         self._plan(memory, self._least(reserved))
         self.many = int(np.searchsorted(-order.positives, -MANY, side="left"))  # queries with more than MANY come first
         same = (
@@ -213,7 +216,7 @@ class _Count:
         block = 4 * max(TILE * TILE, WIDE[0] * WIDE[1])
         reading = 3 * 8 * BLOCK * size + 8 * TILE * size
         thread = reading + 12 * max(most, CLASS) + (4 * size + 17 * kernels.CELLS) * most + 16 * WIDE[1]
-        return reserved + items + block + reading + self.threads * thread + BYTES_PER_POSITIVE * most
+        return reserved + items + self.threads * (block + reading + thread) + self.bytes_per_positive * most
 
     def _plan(self, memory: int, least: int) -> None:
         """How many positives are counted at a time, whether the gallery is held, and if not, how many rows are."""
@@ -224,7 +227,7 @@ class _Count:
                 f"{self.search.gallery.size} numbers, with up to {most:,} positives; give {_bytes(least)} at least."
             )
         row, spare = 4 * self.search.gallery.size, memory - least
-        self.batch = spare // 4 // BYTES_PER_POSITIVE
+        self.batch = spare // 4 // self.bytes_per_positive
         self.held = len(self.order.gallery) * row <= spare // 2
         self.rows = len(self.order.queries) if self.held else max(TILE, spare // 2 // row // TILE * TILE)
 
@@ -245,21 +248,32 @@ class _Count:
             yield order.without, Ranks(start, none, none, order.ranked[order.without])
         ends = np.cumsum(order.positives)
         begin = 0
+        from threadpoolctl import threadpool_limits
+
         device = self.device
-        with ThreadPoolExecutor(self.threads) as self.pool:
+        with ThreadPoolExecutor(self.threads) as self.pool, self._stopped_in_the_end():
             while begin < len(order.queries):
                 before = ends[begin - 1] if begin else 0
                 end = max(begin + 1, int(np.searchsorted(ends, before + self.batch, side="right")))
                 if begin < self.many:
                     end = min(end, self.many)
-                wanted = self._wanted(begin, end)
-                self._count(wanted, begin, end) if device is None else self._count_on(device, wanted, end)
+                with threadpool_limits(1, "blas"):  # each of our threads multiplies by itself
+                    wanted = self._wanted(begin, end)
+                    self._count(wanted, begin, end) if device is None else self._count_on(device, wanted, end)
                 self.share.add_up(wanted.above)
                 self.share.add_up(wanted.tied)
                 kernels.nearest_first(wanted.start, wanted.above, wanted.tied)
                 rows = order.queries[begin:end]
                 yield rows, Ranks(wanted.start, wanted.above, wanted.tied, order.ranked[rows])
                 begin = end
+
+    @contextmanager
+    def _stopped_in_the_end(self) -> Iterator[None]:
+        """No thread begins another block after an error, or Ctrl-C."""
+        try:
+            yield
+        finally:
+            self.stopped = True
 
     def _compared(self, points: Points, held: Floats | None, order: Ints, begin: int, end: int) -> Floats:
         return points.compared(order[begin:end]) if held is None else held[begin:end]
@@ -308,32 +322,65 @@ class _Count:
         return wanted
 
     def _count(self, wanted: Wanted, begin: int, end: int) -> None:
-        """Goes through the blocks of queries begin to end with the gallery."""
+        """Goes through the blocks of queries begin to end with the gallery, each thread a block at a time."""
         many = begin < self.many
-        both = self.both_sides and not many
         height, width = WIDE if many else (TILE, TILE)
         if many and not self.held:
             width = min(width, max(TILE, self.rows // 2))
-        buffer = np.empty(height * width, np.float32)
-        desks = [_desk(self.search.gallery.size, max(height, width)) for _ in range(self.threads)]
+        benches = [_Bench(wanted, self.search.gallery.size, height, width, n) for n in range(self.threads)]
+        lock = threading.Lock()
         for rows_begin in range(begin, end, self.rows):
             rows_end = min(rows_begin + self.rows, end)
             rows = self._query_rows(rows_begin, rows_end)
-            for column, column_end in _grid(len(self.order.gallery), width, seam=self.many if both else 0):
-                if both and self.many <= column < rows_begin:
-                    continue
-                items = self._gallery_rows(column, column_end)
-                for row in range(rows_begin, rows_end, height):
-                    if both and self.many <= column < row:
-                        break  # this block and those below were the other side of earlier ones
-                    if not self._is_mine():
-                        continue
-                    row_end = min(row + height, rows_end)
-                    tile = buffer[: (row_end - row) * (column_end - column)].reshape(row_end - row, -1)
-                    np.matmul(rows[row - rows_begin : row_end - rows_begin], items.T, out=tile)
-                    self._tile(tile, wanted, row, column, many, both and self.many <= column != row, desks)
-                    self.done += tile.size * self.share.processes
-                    self.progress(min(1.0, self.done / self.work))
+            tiles = self._tiles(rows_begin, rows_end, height, width, both=self.both_sides and not many)
+
+            def work(bench: _Bench, rows: Floats = rows, first: int = rows_begin, tiles: Tiles = tiles) -> None:
+                while True:
+                    with lock:
+                        tile = None if self.stopped else next(tiles, None)
+                    if tile is None:
+                        return
+                    count_tile(tile, bench, rows[tile.row - first : tile.row_end - first])
+                    with lock:
+                        self.done += (tile.row_end - tile.row) * (tile.column_end - tile.column)
+                        self.progress(min(1.0, self.done * self.share.processes / self.work))
+
+            def count_tile(tile: _Tile, bench: _Bench, rows: Floats) -> None:
+                products = bench.products(rows, tile, self._gallery_rows)
+                (self._many if many else self._few)(products, tile, bench)
+
+            list(self.pool.map(work, benches))
+        for bench in benches[1:]:
+            np.add(wanted.above, bench.wanted.above, out=wanted.above)
+            np.add(wanted.tied, bench.wanted.tied, out=wanted.tied)
+
+    def _tiles(self, begin: int, end: int, height: int, width: int, both: bool) -> Iterator["_Tile"]:
+        """This process's blocks of queries begin to end. `both`: not those that are the other side of one."""
+        for column, column_end in _grid(len(self.order.gallery), width, seam=self.many if both else 0):
+            for row in range(begin, end, height):
+                if both and self.many <= column < row:
+                    break
+                if self._is_mine():
+                    yield _Tile(row, min(row + height, end), column, column_end, both and self.many <= column != row)
+
+    def _few(self, products: Floats, tile: "_Tile", bench: "_Bench") -> None:
+        """Counts for queries of few positives, which the columns may be too."""
+        norm, half = self.gallery.norm, self.gallery.half
+        given = (self.rounding, self.cosine, self.queries, self.gallery, bench.wanted, tile.row, tile.column)
+        row_half = half[tile.row : tile.row_end] if tile.both else np.zeros(len(products), np.float32)
+        rows, columns = (np.empty(count, np.float32) for count in products.shape)
+        kernels.tops(products, row_half, half[tile.column : tile.column_end], rows, columns)
+        kernels.count_rows(products, rows, norm[tile.column : tile.column_end].max(), *given, bench.desk)
+        queries = min(tile.column_end, len(self.order.queries)) - tile.column if tile.both else 0
+        if queries > 0:
+            longest = norm[tile.row : tile.row_end].max()
+            kernels.count_columns(products, columns[:queries], longest, *given, bench.desk)
+
+    def _many(self, products: Floats, tile: "_Tile", bench: "_Bench") -> None:
+        """Counts for queries of many positives."""
+        longest = self.gallery.norm[tile.column : tile.column_end].max()
+        given = (self.rounding, self.cosine, self.queries, self.gallery, bench.wanted, tile.row, tile.column)
+        kernels.count_binned(products, longest, *given, bench.desk)
 
     def _count_on(self, device: str, wanted: Wanted, end: int) -> None:
         import torch
@@ -355,43 +402,37 @@ class _Count:
         """Whether this process counts the next block."""
         return next(self.blocks) % self.share.processes == self.share.rank
 
-    def _tile(
-        self, tile: Floats, wanted: Wanted, row: int, column: int, many: bool, columns_too: bool, desks: list[Desk]
-    ) -> None:
-        """Counts what a block of products of queries from `row` on with items from `column` on says."""
-        rows, columns = tile.shape
-        given = (self.rounding, self.cosine, self.queries, self.gallery, wanted, row, column)
-        longest = self.gallery.norm[column : column + columns].max()
-        if many:
-            self._side_by_side(
-                rows, lambda desk, begin, end: kernels.count_binned(tile, longest, *given, desks[desk], begin, end)
-            )
-            return
-        row_top, column_tops = np.empty(rows, np.float32), np.full((len(desks), columns), -np.inf, np.float32)
-        row_half = self.gallery.half[row : row + rows] if columns_too else np.zeros(rows, np.float32)
-        column_half = self.gallery.half[column : column + columns]
 
-        def rows_of(desk: int, begin: int, end: int) -> None:
-            kernels.tops(tile, row_half, column_half, row_top, column_tops[desk], begin, end)
-            kernels.count_rows(tile, row_top, longest, *given, desks[desk], begin, end)
+class _Tile(NamedTuple):
+    """A block: queries row to row_end, gallery items column to column_end; `both`: the items are queries too."""
 
-        self._side_by_side(rows, rows_of)
-        queries = min(columns, len(self.order.queries) - column) if columns_too else 0
-        if queries > 0:
-            top, longest = column_tops.max(axis=0), self.gallery.norm[row : row + rows].max()
-            self._side_by_side(
-                queries,
-                lambda desk, begin, end: kernels.count_columns(tile, top, longest, *given, desks[desk], begin, end),
-            )
-
-    def _side_by_side(self, count: int, work: Callable[[int, int, int], None]) -> None:
-        """`work(thread, begin, end)` for as many parts of range(count) as there are threads."""
-        edges = [count * n // self.threads for n in range(self.threads + 1)]
-        list(self.pool.map(work, range(self.threads), edges[:-1], edges[1:]))
+    row: int
+    row_end: int
+    column: int
+    column_end: int
+    both: bool
 
 
-def _desk(size: int, entries: int) -> Desk:
-    return Desk(np.full(1, -1), np.empty(size), np.empty(kernels.LANES + size), np.empty(entries))
+Tiles = Iterator[_Tile]
+
+
+class _Bench:
+    """What a thread counts with: room for a block, counts of its own, and the items at hand."""
+
+    def __init__(self, wanted: Wanted, size: int, height: int, width: int, number: int) -> None:
+        self.buffer = np.empty(height * width, np.float32)
+        self.desk = Desk(np.full(1, -1), np.empty(size), np.empty(kernels.LANES + size), np.empty(max(height, width)))
+        counts = {name: np.zeros_like(getattr(wanted, name)) for name in ("above", "tied")} if number else {}
+        self.wanted = wanted._replace(**counts)
+        self.column, self.items = -1, np.empty((0, size), np.float32)
+
+    def products(self, rows: Floats, tile: _Tile, gallery_rows: Callable[[int, int], Floats]) -> Floats:
+        """Of all rows with all items of the block."""
+        if tile.column != self.column:
+            self.column, self.items = tile.column, gallery_rows(tile.column, tile.column_end)
+        found = self.buffer[: len(rows) * len(self.items)].reshape(len(rows), -1)
+        np.matmul(rows, self.items.T, out=found)
+        return found
 
 
 def _grid(count: int, step: int, seam: int) -> list[tuple[int, int]]:

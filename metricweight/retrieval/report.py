@@ -183,12 +183,14 @@ def save(reports: Mapping[str, Report], stem: Path, *, split: str = "test", **fa
     """Writes STEM.json, .md, .csv, .tex, .queries.csv and .classes.csv, each whole or not at all.
 
     In the JSON file the fractions are at `models.NAME.SPLIT.METRIC`; `facts` stand beside `models`. The last two have
-    a row per model and query, and per model and class.
+    a row per model and query (model, query, label, then metrics alone, as `comparison` reads them) and per model and
+    class.
     """
     import pandas as pd
 
     models = {name: {split: report.as_dict()} for name, report in reports.items()}
-    queries = pd.concat([report.queries().assign(model=name) for name, report in reports.items()])
+    rows = {name: report.queries().drop(columns="positives") for name, report in reports.items()}
+    queries = pd.concat([table.assign(model=name) for name, table in rows.items()])
     classes = pd.concat([report.classes().assign(model=name) for name, report in reports.items()])
     texts = {
         "queries.csv": _model_first(queries),
