@@ -13,17 +13,20 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from metricweight.cli import _repeat_option
+from metricweight.cli import _repeat_option, app
 from metricweight.losses import LOSSES
+from metricweight.retrieval import PROTOCOLS, evaluate
 
 X, Y = np.random.default_rng(0).standard_normal((12, 3)), np.arange(12) % 3
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["recipes"], ["losses"], ["emphasis"], ["embed"], ["evaluate"]])
-def test_every_command_has_help(metricweight, words):
-    code, out, _ = metricweight(*words, "--help")
-    assert code == 0
-    assert "Usage" in out
+def test_every_command_has_help(metricweight):
+    commands = [[command.callback.__name__] for command in app.registered_commands]
+    assert ["compare"] in commands
+    for words in [[], *commands]:
+        code, out, _ = metricweight(*words, "--help")
+        assert code == 0
+        assert "Usage" in out
 
 
 def test_recipes_tells_what_there_is_and_what_can_be_set(metricweight):
@@ -113,41 +116,207 @@ def test_evaluate_prints_and_saves_a_report(metricweight, tmp_path):
     np.savez("mine.npz", embeddings=X, labels=Y)
     code, out, _ = metricweight("evaluate", "mine.npz", "--ks", 1, 3, 10)
     assert code == 0
-    assert "R@1" in out
-    assert "R@10" in out
     saved = json.loads((tmp_path / "mine.report.json").read_text())
-    assert set(saved["models"]["mine"]["all"]) == {
-        "recall@1",
-        "recall@3",
-        "recall@10",
-        "map@r",
-        "r_precision",
-        "stamp",
-    }
+    assert (saved["schema"], saved["source"]) == (2, "mine.npz")
+    found = saved["models"]["mine"]["all"]
+    expected = evaluate(X, Y, ks=(1, 3, 10))
+    assert {name: found[name] for name in expected.metrics} == expected.metrics
     assert (tmp_path / "mine.report.md").read_text() in out + "\n"
-    assert pd.read_csv(tmp_path / "mine.report.csv").shape == (1, 6)
+    assert out.startswith("12 x 3 of mine.npz.\n\n|      | ")
+    endings = ("md", "json", "csv", "tex", "queries.csv", "classes.csv")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.npz", *(f"mine.report.{ending}" for ending in endings)}
+    assert all(f"mine.report.{ending}" in out for ending in ("md", "queries.csv", "classes.csv"))
 
 
-def test_labels_that_are_strings_are_mapped_and_the_mapping_is_saved(metricweight, tmp_path):
+def test_labels_that_are_strings_are_the_labels_of_the_report(metricweight, tmp_path):
     pd.DataFrame(X).assign(label=[f"bird {y}" for y in Y]).to_csv("birds.csv", index=False)
     assert metricweight("evaluate", "birds.csv")[0] == 0
-    mapping = pd.read_csv(tmp_path / "birds.report.labels.csv")
-    assert mapping.to_dict("list") == {"number": [0, 1, 2], "label": ["bird 0", "bird 1", "bird 2"]}
-
-
-def test_the_mapping_of_an_earlier_report_does_not_stay(metricweight, tmp_path):
-    np.savez("x.npz", embeddings=X, labels=Y.astype(str))
-    assert metricweight("evaluate", "x.npz")[0] == 0
-    assert (tmp_path / "x.report.labels.csv").exists()
-    np.savez("x.npz", embeddings=X, labels=Y)
-    assert metricweight("evaluate", "x.npz")[0] == 0
-    assert not (tmp_path / "x.report.labels.csv").exists()
+    assert pd.read_csv(tmp_path / "birds.report.classes.csv")["label"].tolist() == ["bird 0", "bird 1", "bird 2"]
 
 
 def test_a_report_can_be_saved_elsewhere(metricweight, tmp_path):
     np.savez("mine.npz", embeddings=X, labels=Y)
     assert metricweight("evaluate", "mine.npz", "--out", "some/where")[0] == 0
     assert (tmp_path / "some" / "where" / "mine.report.json").exists()
+    assert not (tmp_path / "mine.report.json").exists()
+
+
+def test_json_is_all_that_is_printed_where_it_is_asked_for(metricweight, tmp_path):
+    np.savez("x.npz", embeddings=X[:2].repeat(6, axis=0), labels=Y)  # with ties, of which there is a warning
+    for more in ([], ["--clustering", "--thresholds", "--rerank", "--expand", "2"], ["--index", "hnsw"]):
+        code, out, err = metricweight("evaluate", "x.npz", "--ks", 1, "--json", *more)
+        assert code == 0, err
+        assert out == (tmp_path / "x.report.json").read_text()
+        assert len(json.loads(out)["models"]) == 1 + 2 * ("--rerank" in more)
+
+
+def test_re_ranked_and_expanded_numbers_are_rows_of_their_own(metricweight, tmp_path):
+    np.savez("x.npz", embeddings=X, labels=Y)
+    code, out, _ = metricweight("evaluate", "x.npz", "--rerank", "--expand", "3:2", "--clustering", "--thresholds")
+    assert code == 0
+    rows = json.loads((tmp_path / "x.report.json").read_text())["models"]
+    assert list(rows) == ["x", "x, expanded", "x, re-ranked"]
+    plain, expanded, reranked = (row["all"] for row in rows.values())
+    assert plain["map"] == evaluate(X, Y).metrics["map"]
+    assert expanded["stamp"]["protocol"]["expand"] == {"k": 3, "alpha": 2.0}
+    assert reranked["stamp"]["protocol"]["rerank"] == {"k1": 20, "k2": 6, "weight": 0.3}
+    assert plain["stamp"]["protocol"]["rerank"] is plain["stamp"]["protocol"]["expand"] is None
+    assert "x, re-ranked: Protocol self: 12 queries of 3 classes" in out
+    assert "nmi" in plain
+    assert "thresholds" in plain
+    assert "nmi" not in reranked
+
+
+def person(name, **changes):
+    """Tracks of eight labels in three cameras, the first of each label and camera a query."""
+    random = np.random.default_rng(0)
+    labels, cameras = np.arange(96) % 8 + 1, np.arange(96) // 8 % 3
+    labels[90:] = [0, 0, 0, -1, -1, -1]
+    x = random.standard_normal((10, 4))[labels] + random.standard_normal((96, 4))
+    arrays = {"embeddings": x, "labels": labels, "cameras": cameras, "queries": np.arange(96) < 24, **changes}
+    np.savez(name, **{key: value for key, value in arrays.items() if value is not None})
+    return arrays
+
+
+def test_all_protocols_that_the_items_allow_stand_side_by_side(metricweight, tmp_path):
+    def rows(*words):
+        code, out, err = metricweight("evaluate", "x.npz", "--all-protocols", "--ks", 1, 5, *words)
+        assert code == 0, err
+        assert all(f"\n| {name}" in out for name in json.loads((tmp_path / "x.report.json").read_text())["models"])
+        return json.loads((tmp_path / "x.report.json").read_text())["models"]
+
+    arrays = person("x.npz")
+    found = rows()
+    persons = ("market1501", "mars-official", "mars-ap3d", "mars-torchreid")
+    assert list(found) == [f"x, {name}" for name in persons]
+    given = {name: arrays[name] for name in ("embeddings", "labels", "cameras", "queries")}
+    for name in persons:
+        report = evaluate(**given, protocol=name, ks=(1, 5))
+        assert {metric: found[f"x, {name}"]["all"][metric] for metric in report.metrics} == report.metrics
+    assert list(rows("--rerank"))[:2] == ["x, market1501", "x, market1501, re-ranked"]
+    person("x.npz", cameras=None)
+    assert list(rows()) == ["x, gallery"]
+    person("x.npz", cameras=None, queries=None)
+    assert list(rows()) == ["x, self"]
+
+
+def test_queries_and_gallery_may_be_two_files(metricweight, tmp_path):
+    arrays = person("all.npz")
+    q = arrays["queries"]
+    np.savez("query.npz", **{name: arrays[name][q] for name in ("embeddings", "labels", "cameras")})
+    np.save("gallery.npy", arrays["embeddings"][~q])
+    pd.DataFrame({"label": arrays["labels"][~q], "camera": arrays["cameras"][~q]}).to_csv("gallery.csv", index=False)
+    more = ["--gallery", "gallery.npy", "--gallery-labels", "gallery.csv", "--ks", 1, 5]
+
+    def found(file, *words):
+        code, out, err = metricweight("evaluate", file, "--json", "--ks", 1, 5, *words)
+        assert code == 0, err
+        (model,) = json.loads(out)["models"].values()
+        return {name: value for name, value in model["all"].items() if isinstance(value, float)}
+
+    for protocol in ("market1501", "mars-official"):
+        assert found("query.npz", *more, "--protocol", protocol) == found("all.npz", "--protocol", protocol)
+    plain = evaluate(arrays["embeddings"], arrays["labels"], queries=q, protocol="gallery", ks=(1, 5)).metrics
+    assert found("query.npz", *more) == found("all.npz") == plain
+    out = metricweight("evaluate", "query.npz", *more)[1]
+    assert out.startswith("24 x 4 of query.npz. 72 x 4 of gallery.npy.\n\n|       | ")
+
+
+def test_a_column_may_name_the_labels_of_query_and_gallery(metricweight):
+    table = pd.DataFrame(X).assign(species=Y)
+    table[:6].to_csv("query.csv", index=False)
+    table[6:].to_csv("gallery.csv", index=False)
+    words = ["evaluate", "query.csv", "--gallery", "gallery.csv", "--label-column", "species", "--ks", 1, "--json"]
+    code, out, err = metricweight(*words)
+    assert code == 0, err
+    expected = evaluate(X[:6], Y[:6], gallery=X[6:], gallery_labels=Y[6:], protocol="gallery", ks=(1,)).metrics
+    assert json.loads(out)["models"]["query"]["all"]["map"] == pytest.approx(expected["map"])
+
+
+def test_a_run_folder_is_evaluated_by_its_embeddings(metricweight, digits_run):
+    code, out, err = metricweight("evaluate", digits_run, "--out", "here", "--json")
+    assert code == 0, err
+    trained = json.loads((digits_run / "report.json").read_text())["models"]["trained"]["test"]
+    again = json.loads(out)["models"]["embeddings"]["test"]
+    assert {name: again[name] for name in ("recall@1", "map", "ties")} == {
+        name: trained[name] for name in ("recall@1", "map", "ties")
+    }
+    assert Path("here/embeddings.report.json").exists()
+    assert metricweight("compare", digits_run, "here/embeddings.report", "--force")[1].endswith("p = 1.\n")
+
+
+def test_an_index_is_kept_and_used_again_but_not_for_other_embeddings(metricweight, tmp_path):
+    np.savez("x.npz", embeddings=X, labels=Y)
+    words = ["evaluate", "x.npz", "--index", "hnsw", "--index-file", "x.index", "--ks", 1, 2]
+    code, out, _ = metricweight(*words)
+    assert code == 0
+    assert "Approximate: index hnsw, which finds 100.00 % of the 2 exact nearest neighbours." in out
+    assert "mAP" not in out
+    kept = (tmp_path / "x.index").read_bytes()
+    assert metricweight(*words)[1] == out
+    assert (tmp_path / "x.index").read_bytes() == kept
+    np.savez("x.npz", embeddings=X + 1, labels=Y)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code, _, err = metricweight(*words)
+    assert code == 2
+    assert err == "error: x.index was built for other embeddings than these; build an index of these.\n"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_protocols_lists_them_with_their_rules(metricweight):
+    code, out, _ = metricweight("protocols")
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[: 2 * len(PROTOCOLS) : 2]] == list(PROTOCOLS)
+    assert lines[2 * list(PROTOCOLS).index("mars-official") + 1].strip() == (
+        "gallery=all,same_camera=left-out,junk=-1,distractors=0,ap=trapezoid"
+    )
+
+
+def two_models(metricweight):
+    """Reports of embeddings of forty classes, those of `better` less noisy."""
+    random = np.random.default_rng(0)
+    labels = np.arange(400) % 40
+    centres, noise = random.standard_normal((40, 8))[labels], random.standard_normal((400, 8))
+    for name, scale in (("worse", 1.5), ("better", 0.7), ("same", 1.5)):
+        np.savez(f"{name}.npz", embeddings=centres + scale * noise, labels=labels)
+        assert metricweight("evaluate", f"{name}.npz")[0] == 0
+
+
+def test_compare_gives_one_verdict(metricweight, tmp_path):
+    two_models(metricweight)
+    for words, verdict in (
+        (["worse.report", "better.report.json"], "B is better than A: recall@1 +"),
+        (["better.report", "worse.report"], "B is worse than A: recall@1 -"),
+        (["worse.report", "same.report"], "Cannot tell: recall@1 +0.00 points (95 % interval 0.00 to 0.00), p = 1."),
+        (["worse.report:worse", "better.report:better", "--metric", "map@r"], "B is better than A: map@r +"),
+    ):
+        code, out, err = metricweight("compare", *words)
+        assert code == 0, err
+        assert out.splitlines()[-1].startswith(verdict)
+    assert metricweight("compare", "worse.report", "better.report", "--out", "both")[0] == 0
+    assert json.loads((tmp_path / "both" / "comparison.json").read_text())["verdict"] == "better"
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == [
+        "classes.csv", "comparison.json", "queries.csv",
+    ]  # fmt: skip
+
+
+def test_compare_refuses_what_was_measured_differently_unless_forced(metricweight):
+    two_models(metricweight)
+    assert metricweight("evaluate", "better.npz", "--similarity", "euclidean")[0] == 0
+    code, out, err = metricweight("compare", "worse.report", "better.report", "--out", "both")
+    assert (code, out) == (2, "")
+    assert "were evaluated differently: protocol.similarity is 'cosine' in A and 'euclidean' in B." in err
+    assert not Path("both").exists()
+    code, out, _ = metricweight("compare", "worse.report", "better.report", "--force")
+    assert code == 0
+    assert "Stamps differ: protocol.similarity is 'cosine' in A and 'euclidean' in B." in out
+    assert "B is better than A" in out
+    np.savez("better.npz", embeddings=np.load("better.npz")["embeddings"][1:], labels=np.arange(1, 400) % 40)
+    assert metricweight("evaluate", "better.npz")[0] == 0
+    code, _, err = metricweight("compare", "worse.report", "better.report", "--force")
+    assert code == 2
+    assert "A has 400 queries and B 399" in err
 
 
 def npz(**arrays):
@@ -158,6 +327,22 @@ def npz(**arrays):
 def csv(table):
     table.to_csv("x.csv", index=False)
     return ["evaluate", "x.csv"]
+
+
+def npz_and_gallery(*words, **arrays):
+    person("gallery.npz", **arrays)
+    return [*npz(embeddings=np.ones((12, 4)) * X[:, :1], cameras=Y), "--gallery", "gallery.npz", *words]
+
+
+def truncated():
+    words = npz()
+    Path("x.npz").write_bytes(Path("x.npz").read_bytes()[:300])
+    return words
+
+
+def wrong_index(kind, content):
+    Path("x.index").write_bytes(content)
+    return [*npz(), "--index", kind, "--index-file", "x.index"]
 
 
 def run_folder():
@@ -220,6 +405,32 @@ def no_write_for_the_report():
         (lambda: npz(embeddings=X * 0 + 1), "the embeddings are collapsed"),
         (lambda: csv(pd.DataFrame(X, columns=["a", "b", "c"])), "has no column 'label'; it has 'a', 'b', 'c'"),
         (no_write_for_the_report, "file/sub: Not a directory"),
+        (truncated, "x.npz is damaged or not a NumPy file"),
+        (lambda: npz(labels=Y / 2), "labels must be integers or strings, got float64"),
+        (lambda: npz(cameras=Y / 2), "cameras must be [12] integers, got [12] of float64"),
+        (lambda: npz(queries=Y), "x.npz: which items are queries must be true or false, or 1 or 0"),
+        (lambda: [*npz(), "--memory", "1MB"], "memory of 1 MiB is too small for these 12 queries of 3 numbers"),
+        (lambda: [*npz(), "--memory", "lots"], "memory is a size such as 1GiB or 500MB, got 'lots'"),
+        (lambda: [*npz(), "--similarity", "dot"], "similarity is 'cosine' or 'euclidean', got 'dot'"),
+        (lambda: [*npz(), "--missing", "drop"], "missing is 'skip', 'zero' or 'error', got 'drop'"),
+        (lambda: [*npz(), "--expand", "many"], "--expand is a number of neighbours, or K:ALPHA such as 10:3, got many"),
+        (lambda: [*npz(), "--expand", "0"], "k, the number of neighbours, is 1 at least, got 0"),
+        (lambda: [*npz(), "--protocol", "market"], "'market' is not a protocol; did you mean market1501?"),
+        (lambda: [*npz(), "--protocol", "inshop"], "protocol inshop needs queries and a gallery"),
+        (lambda: [*npz(), "--protocol", "self", "--all-protocols"], "--all-protocols and --protocol were both given"),
+        (lambda: [*npz(), "--gallery", "none.npz"], "none.npz is not there"),
+        (lambda: [*npz(), "--gallery-labels", "y.txt"], "--gallery-labels are of a gallery; give its embeddings with"),
+        (lambda: [*npz(), "--index", "faiss"], "an index is ivf_flat, ivf_pq, hnsw, got 'faiss'"),
+        (lambda: [*npz(), "--index", "ivf_pq"], "ivf_pq needs a gallery of 256 at least to learn its codes"),
+        (lambda: [*npz(), "--index-file", "x.index"], "say which kind with index='hnsw', or another"),
+        (lambda: wrong_index("hnsw", b"no index"), "x.index is damaged or not an index that was saved here"),
+        (lambda: npz_and_gallery(embeddings=np.ones((96, 5)) * np.arange(96)[:, None]),
+         "queries have 4 numbers each and the gallery 5; both must come from one model"),
+        (lambda: npz_and_gallery("--ks", "1", "97"), "but a query has 96 others to be compared with; use ks from 1 to"),
+        (lambda: npz_and_gallery(labels=np.arange(96) / 2), "gallery_labels must be integers or strings, got float64"),
+        (lambda: npz_and_gallery("--protocol", "market1501", cameras=None), "so it needs the cameras of all"),
+        (lambda: npz_and_gallery("--protocol", "self"), "protocol self has no gallery"),
+        (lambda: ["compare", "nothing", "nothing"], "there is no report at nothing; name the .json file"),
     ],
 )  # fmt: skip
 def test_every_mistake_gets_a_plain_sentence_and_exit_code_2(metricweight, monkeypatch, make, words):
@@ -228,6 +439,7 @@ def test_every_mistake_gets_a_plain_sentence_and_exit_code_2(metricweight, monke
     assert code == 2
     assert words in err
     assert "Traceback" not in err
+    assert not list(Path().glob("*report*"))
 
 
 def test_a_refused_training_leaves_no_folder(metricweight, tmp_path):

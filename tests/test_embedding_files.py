@@ -62,16 +62,76 @@ FILES = [
 def test_every_kind_of_file_gives_the_same(tmp_path, name, content, labels_name, labels_content, expected):
     path = write(tmp_path / name, content)
     labels = None if labels_name is None else write(tmp_path / labels_name, labels_content)
-    embeddings, found, split, what = read(path, labels)
-    assert np.allclose(embeddings, X)
-    assert found.tolist() == expected.tolist()
-    assert split == "all"
-    assert "6 x 3" in what
+    found = read(path, labels)
+    assert np.allclose(found.embeddings, X)
+    assert found.labels.tolist() == expected.tolist()
+    assert found.cameras is None or "camera" in content
+    assert found.queries is None
+    assert found.split == "all"
+    assert found.what.startswith("6 x 3 ")
+    assert found.what.endswith(f"of {path}.")
+
+
+CAMERAS, QUERIES = np.array([1, 2, 1, 2, 3, 3]), np.array([True, False, False, True, False, False])
+MARKED = pd.DataFrame({"label": Y, "camera": CAMERAS, "query": QUERIES})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "labels_name", "labels_content"),
+    [
+        ("x.npz", {"embeddings": X, "labels": Y, "cameras": CAMERAS, "queries": QUERIES}, None, None),
+        ("x.npz", {"embeddings": X, "labels": Y, "cameras": CAMERAS, "queries": QUERIES.astype(int)}, None, None),
+        ("x.csv", table(label=Y, camera=CAMERAS, query=QUERIES), None, None),
+        ("x.csv", table(label=Y, camera=CAMERAS, query=QUERIES.astype(int)), None, None),
+        ("x.csv", table(label=Y, camera=CAMERAS, query=QUERIES).set_axis([*"abc", *MARKED], axis=1), None, None),
+        ("x.parquet", table(label=Y, camera=CAMERAS, query=QUERIES), None, None),
+        ("x.npy", X, "y.csv", MARKED),
+        ("x.npz", {"embeddings": X, "labels": NAMES, "cameras": 1 + CAMERAS}, "y.parquet", MARKED),
+    ],
+)
+def test_cameras_and_queries_are_read_from_arrays_or_columns(tmp_path, name, content, labels_name, labels_content):
+    labels = None if labels_name is None else write(tmp_path / labels_name, labels_content)
+    found = read(write(tmp_path / name, content), labels)
+    assert np.allclose(found.embeddings, X)
+    assert found.labels.tolist() == Y.tolist()
+    assert found.cameras.tolist() == CAMERAS.tolist()
+    assert found.queries.dtype == bool
+    assert found.queries.tolist() == QUERIES.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.csv", table(label=Y, camera=["a"] * 6), "column 'camera': cameras must be whole numbers"),
+        ("x.csv", table(label=Y, camera=CAMERAS / 2), "column 'camera': cameras must be whole numbers"),
+        ("x.csv", table(label=Y, query=CAMERAS), "which items are queries must be true or false, or 1 or 0"),
+        ("x.csv", table(label=Y, query=NAMES), "which items are queries must be true or false, or 1 or 0"),
+        ("x.npz", {"embeddings": X, "labels": Y, "queries": X}, "which items are queries must be true or false"),
+    ],
+)
+def test_cameras_and_queries_that_cannot_be_are_refused(tmp_path, name, content, words):
+    with pytest.raises(InputError, match=rf"{name}.*{words}"):
+        read(write(tmp_path / name, content))
+
+
+def test_an_npy_file_is_a_memory_map_and_an_npz_file_says_its_split(tmp_path):
+    found = read(write(tmp_path / "x.npy", X), write(tmp_path / "y.npy", Y))
+    assert isinstance(found.embeddings, np.memmap)
+    assert not found.embeddings.flags.writeable
+    assert read(write(tmp_path / "x.npz", {"embeddings": X, "labels": Y, "split": "train"})).split == "train"
+
+
+def test_a_run_folder_is_read_as_its_embeddings(tmp_path):
+    write(tmp_path / "embeddings.npz", {"embeddings": X, "labels": Y, "split": "test"})
+    found = read(tmp_path)
+    assert found.labels.tolist() == Y.tolist()
+    assert found.split == "test"
+    assert found.what == f"6 x 3 of {tmp_path / 'embeddings.npz'}."
 
 
 def test_what_was_taken_for_the_embedding_is_said(tmp_path):
-    *_, what = read(write(tmp_path / "x.csv", table(label=Y, path="some.png")))
-    assert "columns 'e0' to 'e2' (not path)" in what
+    found = read(write(tmp_path / "x.csv", table(label=Y, camera=CAMERAS, path="some.png")))
+    assert "columns 'e0' to 'e2' (not path)" in found.what
 
 
 @pytest.mark.parametrize(

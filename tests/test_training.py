@@ -34,13 +34,17 @@ def glyphs_run(tmp_path_factory):
 def test_a_run_leaves_everything_that_is_known_about_it(glyphs_run):
     assert sorted(path.name for path in glyphs_run.iterdir()) == sorted(checkpoint.FILES)
     report = json.loads((glyphs_run / "report.json").read_text())
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["training_seconds"] > 0
     assert list(report["models"]) == ["pixels", "untrained", "trained"]
     for model in report["models"].values():
-        assert set(model["test"]) == {
-            "recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "stamp",
-        }  # fmt: skip
+        found = model["test"]
+        assert {"recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "map"} <= set(found)
+        assert set(found["intervals"]) == set(found["ties"]) == set(found) - {"intervals", "ties", "notes", "stamp"}
+        assert found["stamp"]["protocol"]["name"] == "self"
+        assert found["stamp"]["data"]["source"] == "glyphs"
+        assert found["stamp"]["data"]["labels_sha256"]
+        assert found["stamp"]["made"]["embeddings_sha256"]
     environment = json.loads((glyphs_run / "environment.json").read_text())
     assert environment["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert environment["seed"] == 0
