@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from metricweight.cli import _repeat_option, app
 from metricweight.losses import LOSSES
 from metricweight.retrieval import PROTOCOLS, evaluate
+from metricweight.retrieval.report import EvaluationWarning
 
 X, Y = np.random.default_rng(0).standard_normal((12, 3)), np.arange(12) % 3
 
@@ -43,16 +45,9 @@ def test_losses_lists_them_all_in_plain_lines_when_piped(metricweight):
 
 
 def test_losses_fits_a_terminal():
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "118"}
-    subprocess.run([sys.executable, "-m", "metricweight", "losses"], check=True, stdout=theirs, env=environment)
-    os.close(theirs)
-    seen = b""
-    with contextlib.suppress(OSError):  # its end
-        while piece := os.read(ours, 65536):
-            seen += piece
-    os.close(ours)
-    lines = seen.decode().split("\r\n")
+    seen, code = on_a_terminal("losses")
+    assert code == 0
+    lines = seen.split("\r\n")
     assert max(map(len, lines)) <= 118
     assert any(line.startswith(" " * 60) for line in lines)  # arguments that go on below
 
@@ -142,12 +137,40 @@ def test_a_report_can_be_saved_elsewhere(metricweight, tmp_path):
 
 
 def test_json_is_all_that_is_printed_where_it_is_asked_for(metricweight, tmp_path):
-    np.savez("x.npz", embeddings=X[:2].repeat(6, axis=0), labels=Y)  # with ties, of which there is a warning
+    warnings.simplefilter("error", EvaluationWarning)
+    np.savez("x.npz", embeddings=X[:2].repeat(6, axis=0), labels=Y)  # ties are noted in the report, not warned of
     for more in ([], ["--clustering", "--thresholds", "--rerank", "--expand", "2"], ["--index", "hnsw"]):
         code, out, err = metricweight("evaluate", "x.npz", "--ks", 1, "--json", *more)
         assert code == 0, err
         assert out == (tmp_path / "x.report.json").read_text()
-        assert len(json.loads(out)["models"]) == 1 + 2 * ("--rerank" in more)
+        models = json.loads(out)["models"]
+        assert len(models) == 1 + 2 * ("--rerank" in more)
+        assert models["x"]["all"]["notes"][0].startswith("Ties decide ")
+
+
+def on_a_terminal(*words):
+    """What a command shows there, and then its exit code."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "118", "TERM": "xterm-256color"}
+    process = subprocess.Popen([sys.executable, "-m", "metricweight", *words], stdout=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # its end
+        while piece := os.read(ours, 65536):
+            seen += piece
+    os.close(ours)
+    return seen.decode(), process.wait()
+
+
+def test_a_terminal_sees_how_far_a_search_is_but_not_among_json(tmp_path):
+    np.savez(tmp_path / "x.npz", embeddings=X, labels=Y)
+    seen, code = on_a_terminal("evaluate", str(tmp_path / "x.npz"))
+    assert code == 0
+    for word in ("searching", "100 %", "| x | "):
+        assert word in seen
+    seen, code = on_a_terminal("evaluate", str(tmp_path / "x.npz"), "--json")
+    assert code == 0
+    assert list(json.loads(seen)["models"]) == ["x"]
 
 
 def test_re_ranked_and_expanded_numbers_are_rows_of_their_own(metricweight, tmp_path):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from metricweight.checks import InputError
-from metricweight.retrieval import PROTOCOLS, Protocol, evaluate
+from metricweight.retrieval import PROTOCOLS, Protocol, Rerank, evaluate
+from metricweight.retrieval.points import together
 from metricweight.retrieval.protocol import named
+from metricweight.retrieval.rerank import reranked
 
 MARS = ("mars-official", "mars-ap3d", "mars-torchreid", "market1501")
 
@@ -31,12 +33,13 @@ class Table:
             gallery=self.x[g], gallery_labels=self.labels[g], gallery_cameras=self.cameras[g], **given,
         )  # fmt: skip
 
-    def by_the_book(self, gallery, *, same_camera="left out", junk=(-1,), distractors=(0,)):
-        """For each query its hits, best first: `gallery` is all, rest or self."""
+    def by_the_book(self, gallery, *, same_camera="left out", junk=(-1,), distractors=(0,), distances=None):
+        """For each query its hits, best first: `gallery` is all or rest."""
         found = []
         for q in np.flatnonzero(self.queries & ~np.isin(self.labels, junk)):
             hits = []
-            for g in np.argsort([np.linalg.norm(y - self.x[q]) for y in self.x], kind="stable"):
+            far = [np.linalg.norm(y - self.x[q]) for y in self.x] if distances is None else distances[q]
+            for g in np.argsort(far, kind="stable"):
                 same = self.labels[g] == self.labels[q]
                 if g == q or self.labels[g] in junk or (gallery == "rest" and self.queries[g]):
                     continue
@@ -132,6 +135,20 @@ def test_each_person_protocol_counts_what_its_rules_say(protocol):
     assert [*report.positives] == [sum(hits) for hits in lists]
 
 
+def test_re_ranking_leaves_out_what_the_protocol_leaves_out():
+    table = synthetic(labels=12)
+    keep, q = np.flatnonzero(table.labels != -1), np.flatnonzero(table.queries)
+    points, gallery = together(table.x[q], table.x[keep], "euclidean")
+    blocks = reranked(points, gallery, k1=6, k2=3, itself=np.searchsorted(keep, q))
+    distances = np.full((len(table.x), len(table.x)), np.inf)
+    distances[np.ix_(q, keep)] = np.concatenate([block for _, block in blocks])
+    lists = table.by_the_book("all", distances=distances)
+    report = table.report("mars-official", rerank=Rerank(6, 3))
+    assert report.metrics["map_trapezoid"] == pytest.approx(np.mean([average_precisions(hits)[1] for hits in lists]))
+    assert report.metrics["recall@1"] == pytest.approx(np.mean([hits[0] for hits in lists]))
+    assert report.metrics["map"] != table.report("mars-official").metrics["map"]
+
+
 def test_queries_whose_positives_are_queries_are_scored_where_queries_stay_in_the_gallery():
     table = synthetic()
     counts = {name: table.report(name).stamp["data"]["valid_queries"] for name in MARS}
@@ -147,7 +164,8 @@ def test_queries_whose_positives_are_queries_are_scored_where_queries_stay_in_th
 
 @pytest.mark.parametrize(
     ("protocol", "holds_queries"),
-    [(name, False) for name in ("gallery", "inshop")] + [(name, holds) for name in MARS for holds in (False, True)],
+    [(name, False) for name in ("gallery", "inshop")]
+    + [(name, holds) for name in (*MARS, "mars-ap3d:same_camera=ranked") for holds in (False, True)],
 )
 def test_one_table_and_two_tables_give_the_same(protocol, holds_queries):
     table = synthetic()
@@ -164,7 +182,16 @@ def test_one_table_and_two_tables_give_the_same(protocol, holds_queries):
     moved = {name for name in two.stamp["data"] if "queries" in name and name.startswith("left_out")}
     expected = {("all", False): {"left_out: queries added to the gallery"},
                 ("rest", True): {"left_out: queries taken out of the gallery"}}  # fmt: skip
-    assert moved == expected.get((PROTOCOLS[protocol].gallery, holds_queries), set())
+    assert moved == expected.get((named(protocol).gallery, holds_queries), set())
+
+
+@pytest.mark.parametrize("protocol", MARS)
+def test_a_duplicate_from_another_camera_is_not_the_query_itself(protocol):
+    given = {"gallery": [[0.0], [1.0]], "gallery_labels": [1, 2], "similarity": "euclidean", "protocol": protocol}
+    report = evaluate([[0.0]], [1], cameras=[5], gallery_cameras=[6, 5], ks=(1,), **given)
+    assert report.metrics["recall@1"] == 1
+    with pytest.raises(InputError, match="no query has a positive"):
+        evaluate([[0.0]], [1], cameras=[5], gallery_cameras=[5, 5], ks=(1,), **given)
 
 
 @pytest.mark.parametrize("protocol", ["mars-official", "mars-torchreid"])

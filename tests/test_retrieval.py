@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metricweight.checks import InputError
-from metricweight.retrieval import Expand, Rerank, evaluate
+from metricweight.retrieval import Expand, Rerank, evaluate, evaluation
 from metricweight.retrieval.evaluation import as_bytes
 from metricweight.retrieval.points import together
 from metricweight.retrieval.report import EvaluationWarning
@@ -553,6 +553,24 @@ def test_an_index_that_finds_everything_gives_the_exact_numbers():
         assert {name: exact.metrics[name] for name in report.metrics} == pytest.approx(report.metrics)
         for name, bounds in report.ties.items():
             assert bounds == pytest.approx(exact.ties[name])
+
+
+def test_what_a_camera_leaves_out_takes_no_place_on_the_list_of_an_index():
+    """Five items of the query's label and camera lie nearest; then come a positive and the rest."""
+    x = np.array([[1.0 + 0.1 * i] for i in range(40)])
+    given = {
+        "embeddings": [[1.0]], "labels": [3], "cameras": [0],
+        "gallery": x, "gallery_labels": [3] * 6 + [4] * 34, "gallery_cameras": [0] * 5 + [1] * 35,
+        "protocol": "market1501", "similarity": "euclidean", "ks": (1,),
+    }  # fmt: skip
+    assert evaluate(**given, index="hnsw").metrics["recall@1"] == evaluate(**given).metrics["recall@1"] == 1
+
+
+def test_what_goes_beyond_the_lists_of_an_index_is_not_told(monkeypatch):
+    x, labels = large()
+    monkeypatch.setattr(evaluation, "LISTED", 100)  # one class has more
+    report = evaluate(x, labels, ks=(1, 10), index="ivf_flat")
+    assert list(report.metrics) == ["recall@1", "recall@10", "precision@1", "precision@10"]
 
 
 def test_clusters_and_thresholds_come_where_they_are_asked_for():

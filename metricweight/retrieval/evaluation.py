@@ -438,8 +438,7 @@ def _made(cast: Roles, search: Search, found: _Found) -> dict[str, Any]:
 
 def _duplicates_across_labels(rows: Sequence[NDArray[np.void]], cast: Roles) -> int:
     """How many items have exactly the embedding of an item with another label."""
-    of_gallery = np.where(cast.gallery_labels < 0, -1 - cast.gallery_labels, cast.gallery_labels)  # distractors too
-    labels = [cast.query_labels] if cast.gallery is None else [cast.query_labels, of_gallery]
+    labels = [cast.query_labels] if cast.gallery is None else [cast.query_labels, cast.gallery_labels]
     _, group = np.unique(np.concatenate(rows).view(np.int64).reshape(-1, 2)[:, 0], return_inverse=True)
     pairs = np.unique(np.stack([group, np.concatenate(labels)]), axis=1)
     return int(np.isin(group, np.flatnonzero(np.bincount(pairs[0]) > 1)).sum())

@@ -119,7 +119,7 @@ class Roles(NamedTuple):
     """What a protocol makes of some items.
 
     queries, gallery                [Q, D], [G, D]  gallery None: the queries are the gallery
-    query_labels, gallery_labels    [Q], [G]        as numbers; distractors have numbers of their own
+    query_labels, gallery_labels    [Q], [G]        as numbers; no query has that of a distractor
     itself                          [Q]             the row of the gallery that is the query itself, or -1
     query_cameras, gallery_cameras  [Q], [G]        where same cameras are left out
     rows                            [Q]             which row of what was given each query is
@@ -235,10 +235,7 @@ def _assigned(protocol: Protocol, table: _Items, other: _Items | None, chosen: N
         what = "queries" if not len(first.labels) else "gallery"
         raise InputError(f"by protocol {protocol.name} nothing that was given is left as {what} ({protocol.rules()}).")
     classes, (numbers, others) = _numbered(first.labels, second.labels)
-    others = others.copy()
-    distract = _among(second.labels, protocol.distractors)
-    others[distract] = -1 - others[distract]
-    left_out["distractors"] = int(distract.sum())
+    left_out["distractors"] = int(_among(second.labels, protocol.distractors).sum())
     own_camera = other_camera = None
     if protocol.same_camera == "left out":
         if first.cameras is None or second.cameras is None:
