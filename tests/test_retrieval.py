@@ -298,7 +298,7 @@ def large(classes=300, count=2600):
 
 
 def least_memory(x, labels):
-    with pytest.raises(InputError, match=r"memory of 1 MiB is too small for these 2,600 queries of 12") as refusal:
+    with pytest.raises(InputError, match=r"memory of 1000000 bytes is too small for these 2,600 queries of 12") as refusal:
         evaluate(x, labels, memory="1MB")
     return str(refusal.value).split("; give ")[1].removesuffix(" at least.")
 

@@ -113,10 +113,15 @@ def together(queries: Array, gallery: Array | None, similarity: Similarity) -> t
 
 
 def readable(raw: Array) -> tuple[Array, NDArray[np.float32]]:
-    """Rows as compiled code can read them, and a table of the numbers that float16 stand for (else empty)."""
+    """Rows as compiled code reads them, and a table of the numbers that float16 stand for (else empty).
+
+    One kind of array for each dtype, since code is compiled for each kind: read-only, no memory map.
+    """
+    rows, halves = np.asarray(raw).view(), np.empty(0, dtype=np.float32)
     if raw.dtype == np.float16:
-        return np.asarray(raw).view(np.uint16), np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
-    return np.asarray(raw), np.empty(0, dtype=np.float32)
+        rows, halves = rows.view(np.uint16), np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    rows.flags.writeable = False
+    return rows, halves
 
 
 def as_rows(values: Array | Tensor | Sequence[Any], name: str) -> Array:
@@ -126,7 +131,9 @@ def as_rows(values: Array | Tensor | Sequence[Any], name: str) -> Array:
         raise InputError(f"{name} must be numbers [N, D], got {list(rows.shape)} of {rows.dtype}.")
     if rows.dtype.itemsize > 8 or rows.dtype.kind in "iu":
         rows = rows.astype(np.float32 if rows.dtype.itemsize < 4 else np.float64)  # exact, to 2^53
-    return rows if rows.dtype.isnative else rows.astype(rows.dtype.newbyteorder("="))
+    if not rows.dtype.isnative:
+        rows = rows.astype(rows.dtype.newbyteorder("="))
+    return rows if rows.flags.c_contiguous else np.ascontiguousarray(rows)
 
 
 def as_array(values: Array | Tensor | Sequence[Any]) -> Array:

@@ -442,4 +442,4 @@ def _grid(count: int, step: int, seam: int) -> list[tuple[int, int]]:
 
 
 def _bytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{math.ceil(count / 2**20)} MiB"
+    return f"{math.ceil(count / 2**20)} MiB" if count >= 2**20 else f"{count} bytes"
