@@ -80,7 +80,7 @@ def _rows(name: str, given: dict[str, Any], protocol: str, asked: Asked, quiet: 
             warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
             return evaluate(
                 **given, protocol=protocol, ks=asked.ks, similarity=asked.similarity, missing=asked.missing,
-                memory=asked.memory, progress=progress, **more,
+                memory=asked.memory, distributed=_several(), progress=progress, **more,
             )  # fmt: skip
 
     index = {"index": asked.index_kind, "index_file": asked.index_file}
@@ -126,10 +126,15 @@ def _name(path: Path) -> str:
     return "embeddings" if path.is_dir() else path.stem
 
 
+def _several() -> bool:
+    """Whether torchrun started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 @contextmanager
 def _joined() -> Iterator[int]:
     """This process's number among those that torchrun started, joined while the block runs; 0 if it is alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if not _several():
         yield 0
         return
     import torch.distributed

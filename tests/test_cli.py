@@ -432,7 +432,7 @@ def no_write_for_the_report():
         (lambda: npz(labels=Y / 2), "labels must be integers or strings, got float64"),
         (lambda: npz(cameras=Y / 2), "cameras must be [12] integers, got [12] of float64"),
         (lambda: npz(queries=Y), "x.npz: which items are queries must be true or false, or 1 or 0"),
-        (lambda: [*npz(), "--memory", "1MB"], "memory of 1 MiB is too small for these 12 queries of 3 numbers"),
+        (lambda: [*npz(), "--memory", "1MB"], "memory of 1000000 bytes is too small for these 12 queries of 3 numbers"),
         (lambda: [*npz(), "--memory", "lots"], "memory is a size such as 1GiB or 500MB, got 'lots'"),
         (lambda: [*npz(), "--similarity", "dot"], "similarity is 'cosine' or 'euclidean', got 'dot'"),
         (lambda: [*npz(), "--missing", "drop"], "missing is 'skip', 'zero' or 'error', got 'drop'"),

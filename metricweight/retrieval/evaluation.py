@@ -30,7 +30,7 @@ Missing = Literal["skip", "zero", "error"]
 
 WIDE_BAND = 0.001  # between all ties broken against the queries and for them: a tenth of a point
 CLUSTERING = ("nmi", "ami", "pairwise_f1")
-BYTES_PER_QUERY = 400  # some twenty metrics, and their intervals
+BYTES_PER_QUERY = 600  # some twenty metrics, three times
 MEASURING = 2**26  # bytes that metrics of ranks are computed in
 LISTED = 2048  # neighbours at most that an approximate index is asked for beyond the largest K
 
@@ -70,6 +70,7 @@ def evaluate(
     index_file: Path | None = None,
     clustering: bool = False,
     thresholds: bool = False,
+    distributed: bool = False,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Report:
     """How well queries find their own kind, exactly, by the rules of a protocol.
@@ -98,14 +99,14 @@ def evaluate(
     index_file       where the index is kept: loaded if it is there, else built and saved
     clustering       also how k-means clusters of the gallery agree with its labels: nmi, ami, pairwise_f1
     thresholds       also from which similarity on two items are best called the same
+    distributed      share the counting among the processes that torch.distributed has joined. All of them must call
+                     this, with the same arguments, and all get the same report
     progress         is told, now and then, which share of the search is done
 
     **Ties.** Where items are exactly as close as each other, a number is its mean over all their orders; the report
     has what it would be with all ties for, and all against, the queries, and warns where these differ by more than a
     tenth of a point. Half precision is compared in float32, near-equal comparisons are settled in float64: the ranks
     are the same whatever the memory, the threads and the number of processes.
-
-    In processes that `torch.distributed` has joined, each does its share, and all get the same report.
 
     Raises InputError (a ValueError) for shapes that do not fit, a K beyond the gallery, labels that are neither
     integers nor strings, no query with a positive, and embeddings that are not finite, have zero norm (cosine) or are
@@ -129,7 +130,8 @@ def evaluate(
     if expand is not None:
         search = _expanded(search, cast, expand, budget)
     device = str(embeddings.device) if isinstance(embeddings, Tensor) and embeddings.device.type != "cpu" else None
-    found = _ranked(search, rerank, index, index_file, max(wanted), budget, device, progress)
+    share = _share() if distributed else None
+    found = _ranked(search, rerank, index, index_file, max(wanted), budget, device, share, progress)
     values, ties = _measured(found.ranks, len(search.queries), wanted)
     if found.listed is not None:
         values, ties = _told_by_lists(values, ties, found.listed, int(positives.max()))
@@ -208,6 +210,7 @@ def _ranked(
     k: int,
     memory: int,
     device: str | None,
+    share: Share | None,
     progress: Callable[[float], None],
 ) -> _Found:
     if rerank is not None:
@@ -221,7 +224,7 @@ def _ranked(
     if index is not None:
         return _listed(search, _index(search, index, index_file, memory), k, memory)
     reserved = BYTES_PER_QUERY * len(search.queries) + MEASURING
-    return _Found(ranks(search, memory=memory, share=_share(), device=device, reserved=reserved, progress=progress))
+    return _Found(ranks(search, memory=memory, share=share, device=device, reserved=reserved, progress=progress))
 
 
 def _index(search: Search, kind: str, file: Path | None, memory: int) -> Any:
@@ -239,14 +242,18 @@ def _index(search: Search, kind: str, file: Path | None, memory: int) -> Any:
 
 
 def _share() -> Share:
-    """This process's share of the counting, where torch.distributed has joined several."""
+    """This process's share of the counting."""
+    import torch
     import torch.distributed
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return Share()
+        raise InputError("distributed=True needs torch.distributed.init_process_group to have been called.")
+    place = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
 
     def add_up(counts: Ints) -> None:
-        torch.distributed.all_reduce(torch.from_numpy(counts))
+        total = torch.from_numpy(counts).to(place)
+        torch.distributed.all_reduce(total)
+        counts[:] = total.cpu().numpy()
 
     return Share(torch.distributed.get_rank(), torch.distributed.get_world_size(), add_up)
 
