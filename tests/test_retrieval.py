@@ -298,7 +298,8 @@ def large(classes=300, count=2600):
 
 
 def least_memory(x, labels):
-    with pytest.raises(InputError, match=r"memory of 1000000 bytes is too small for these 2,600 queries of 12") as refusal:
+    words = "memory of 1000000 bytes is too small for these 2,600 queries of 12"
+    with pytest.raises(InputError, match=words) as refusal:
         evaluate(x, labels, memory="1MB")
     return str(refusal.value).split("; give ")[1].removesuffix(" at least.")
 
@@ -675,3 +676,8 @@ def test_what_would_give_a_meaningless_number_is_refused_in_plain_words(words, a
 def test_options_that_cannot_be_are_refused(words, options):
     with pytest.raises(InputError, match=words):
         evaluate(GOOD, LABELS, **{"ks": (1,), **options})
+
+
+def test_sharing_needs_processes_that_were_joined():
+    with pytest.raises(InputError, match=r"distributed=True needs torch.distributed.init_process_group"):
+        evaluate(np.eye(4) + 1, [0, 0, 1, 1], ks=(1,), distributed=True)

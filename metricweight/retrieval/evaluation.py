@@ -127,6 +127,7 @@ def evaluate(
     valid = positives > 0
     _refuse_missing(valid, cast, rules, missing)
     wanted = _checked_ks(rules.ks if ks is None else ks, int(ranked[valid].min()))
+    given = search
     if expand is not None:
         search = _expanded(search, cast, expand, budget)
     device = str(embeddings.device) if isinstance(embeddings, Tensor) and embeddings.device.type != "cpu" else None
@@ -142,7 +143,7 @@ def evaluate(
     stamp = {
         "protocol": _asked(rules, wanted, similarity, missing, rerank, expand, found),
         "data": _data(cast, search, valid),
-        "made": _made(cast, search, found),
+        "made": _made(cast, given, found),
     }
     metrics = {name: float(np.nanmean(value)) for name, value in values.items()}
     if clustering:
@@ -430,8 +431,8 @@ def _data(cast: Roles, search: Search, valid: NDArray[np.bool_]) -> dict[str, An
 
 def _made(cast: Roles, search: Search, found: _Found) -> dict[str, Any]:
     """What may differ between two numbers that are compared."""
-    tables = [cast.queries] if cast.gallery is None else [cast.queries, cast.gallery]
-    rows = [fingerprints(table) for table in tables]
+    tables = [search.queries] if cast.gallery is None else [search.queries, search.gallery]
+    rows = [table.fingerprints for table in tables]
     hashed = hashlib.sha256(b"".join(row.tobytes() for row in rows))
     return {
         "embedding_size": search.gallery.size,
