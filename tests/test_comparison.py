@@ -294,6 +294,14 @@ def test_one_model_needs_no_name_and_several_do(tmp_path):
         load(f"{two}:trained")
 
 
+def test_a_report_of_embeddings_is_found_by_their_name_or_its_folder(tmp_path):
+    written(tmp_path / "mine.report", ROWS)
+    assert load(str(tmp_path / "mine")).queries.equals(load(str(tmp_path)).queries)
+    written(tmp_path / "other.report", ROWS)
+    with pytest.raises(InputError, match="there is no report at"):
+        load(str(tmp_path))  # which of the two?
+
+
 def test_files_that_cannot_be_used_are_refused_in_plain_words(tmp_path):
     with pytest.raises(InputError, match=r"there is no report at .*none; name the \.json file"):
         load(str(tmp_path / "none"))

@@ -681,3 +681,31 @@ def test_options_that_cannot_be_are_refused(words, options):
 def test_sharing_needs_processes_that_were_joined():
     with pytest.raises(InputError, match=r"distributed=True needs torch.distributed.init_process_group"):
         evaluate(np.eye(4) + 1, [0, 0, 1, 1], ks=(1,), distributed=True)
+
+
+def test_distractors_are_no_class_to_be_clustered():
+    random = np.random.default_rng(0)
+    labels = np.arange(100) % 10 + 1
+    x = 20 * random.standard_normal((11, 8))[labels] + random.standard_normal((100, 8))
+    given = {"cameras": np.arange(100) // 10, "queries": np.arange(100) < 20, "protocol": "mars-official", "ks": (1,)}
+    alone = evaluate(x, labels, clustering=True, **given).metrics
+    y, other = np.concatenate([labels, np.zeros(200, int)]), 20 * random.standard_normal((200, 8))
+    given |= {"cameras": np.arange(300) // 10, "queries": np.arange(300) < 20}
+    more = evaluate(np.concatenate([x, other]), y, clustering=True, **given).metrics
+    assert [more[name] for name in ("nmi", "ami", "pairwise_f1")] == pytest.approx(
+        [alone[name] for name in ("nmi", "ami", "pairwise_f1")]
+    )
+
+
+def test_a_query_in_the_gallery_is_one_duplicate_not_two():
+    x = np.random.default_rng(0).standard_normal((40, 4))
+    x[9] = x[0]  # of another label
+    given = {"cameras": np.arange(40) // 8, "queries": np.arange(40) < 20}
+    report = evaluate(x, np.arange(40) % 8 + 1, protocol="mars-official", ks=(1,), **given)
+    assert report.stamp["made"]["duplicates_across_labels"] == 2
+
+
+def test_few_classes_are_said_to_have_too_narrow_intervals():
+    x = np.random.default_rng(0).standard_normal((60, 4))
+    assert "intervals are too narrow" in evaluate(x, np.arange(60) % 19, ks=(1,)).markdown()
+    assert "too narrow" not in evaluate(x, np.arange(60) % 20, ks=(1,)).markdown()

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from metricweight.checks import InputError, nearest
 from metricweight.files import write_text
-from metricweight.retrieval.uncertainty import intervals
+from metricweight.retrieval.uncertainty import FEW_CLASSES, intervals
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 2  # of the reports that are read
 SAME = 1e-9  # differences below are those of rounding
-FEW_CLASSES = 20  # below, intervals are too narrow by more than a little
 BLOCK = 2**22  # signs drawn at a time: 32 MB in float64
 
 Verdict = Literal["better", "worse", "cannot tell"]
@@ -250,11 +249,14 @@ def _located(word: str) -> tuple[Path, str | None]:
     parts = word.split(":")
     for count in range(len(parts), 0, -1):
         given = ":".join(parts[:count])
-        for path in (Path(given), Path(f"{given}.json"), Path(given) / "report.json"):
+        in_folder = sorted(Path(given).glob("*.report.json")) if given else []
+        alone = in_folder if len(in_folder) == 1 else []
+        named = (Path(given), Path(f"{given}.json"), Path(f"{given}.report.json"), Path(given) / "report.json")
+        for path in (*named, *alone):
             if given and path.suffix == ".json" and path.is_file():
                 return path, ":".join(parts[count:]) or None
     raise InputError(
-        f"there is no report at {word}; name the .json file that an evaluation wrote, or its folder, "
+        f"there is no report at {word}; name the .json file that an evaluation wrote, or a folder with one, "
         "with :MODEL at the end for one of several models."
     )
 

@@ -147,7 +147,7 @@ def evaluate(
     }
     metrics = {name: float(np.nanmean(value)) for name, value in values.items()}
     if clustering:
-        metrics |= _clustered(search)
+        metrics |= _clustered(search, cast, rules)
     report = Report(
         metrics=metrics,
         intervals=intervals(values, search.query_labels),
@@ -365,11 +365,13 @@ def _shown(rules: Protocol, ks: Sequence[int], metrics: dict[str, float]) -> tup
     return tuple(name for name in names if name in metrics)
 
 
-def _clustered(search: Search) -> dict[str, float]:
-    """Of the gallery, which for protocol self is all there is."""
+def _clustered(search: Search, cast: Roles, rules: Protocol) -> dict[str, float]:
+    """Of the gallery, which for protocol self is all there is, without distractors, which are no class."""
     from metricweight.retrieval.clustering import clustering
 
-    return clustering(search.gallery, search.gallery_labels)
+    distractors = np.isin(cast.classes.astype(str), [str(label) for label in rules.distractors])
+    rows = np.flatnonzero(~distractors[search.gallery_labels])
+    return clustering(search.gallery, search.gallery_labels, rows=rows)
 
 
 def _verified(search: Search, memory: int) -> "Verification":
@@ -445,8 +447,13 @@ def _made(cast: Roles, search: Search, found: _Found) -> dict[str, Any]:
 
 
 def _duplicates_across_labels(rows: Sequence[NDArray[np.void]], cast: Roles) -> int:
-    """How many items have exactly the embedding of an item with another label."""
-    labels = [cast.query_labels] if cast.gallery is None else [cast.query_labels, cast.gallery_labels]
+    """How many items have exactly the embedding of an item with another label. A query in the gallery is one item."""
+    labels = [cast.query_labels, cast.gallery_labels]
+    if cast.gallery is None:
+        rows, labels = rows[:1], labels[:1]
+    else:
+        alone = cast.itself < 0
+        rows, labels = [rows[0][alone], rows[1]], [labels[0][alone], labels[1]]
     _, group = np.unique(np.concatenate(rows).view(np.int64).reshape(-1, 2)[:, 0], return_inverse=True)
     pairs = np.unique(np.stack([group, np.concatenate(labels)]), axis=1)
     return int(np.isin(group, np.flatnonzero(np.bincount(pairs[0]) > 1)).sum())

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricweight.files import write_text
+from metricweight.retrieval.uncertainty import FEW_CLASSES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,6 +158,8 @@ def described(stamp: Mapping[str, Any]) -> str:
         f"{n:,} {name.removeprefix('left_out: ')}" for name, n in data.items() if name.startswith("left_out")
     ]:
         text += f" {', '.join(changes)}."
+    if data["classes"] < FEW_CLASSES:
+        text += " With so few classes the intervals are too narrow."
     if protocol["rerank"]:
         text += " Re-ranked: k1={k1}, k2={k2}, weight={weight}.".format(**protocol["rerank"])
     if protocol["expand"]:

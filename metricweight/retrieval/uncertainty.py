@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from metricweight.checks import InputError
 
 BLOCK = 2**20  # classes drawn at a time: four arrays of 8 MB
+FEW_CLASSES = 20  # below, intervals are too narrow by more than a little
 
 
 def intervals(
