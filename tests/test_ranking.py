@@ -192,7 +192,7 @@ def test_memory_holds_whatever_the_gallery():
     expected = counted(search)
     budget = least(search) + 2**20
     tracemalloc.start()
-    assert counted(search, memory=budget) == expected
+    assert counted(search, memory=budget, threads=2) == expected
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < budget < 90 * 2**20
@@ -200,7 +200,7 @@ def test_memory_holds_whatever_the_gallery():
 
 def least(search):
     with pytest.raises(InputError, match="too small") as refused:
-        list(ranks(search, memory=1))
+        list(ranks(search, memory=1, threads=2))
     number, unit = str(refused.value).split("give ")[1].split(" at least")[0].split()
     return int(float(number) * {"MiB": 2**20, "GiB": 2**30}[unit])
 
@@ -209,9 +209,9 @@ def test_a_budget_that_is_too_small_says_the_least_that_works():
     random = np.random.default_rng(0)
     search = of_itself(random.standard_normal((500, 64)), np.arange(500) % 20)
     enough = least(search)
-    assert counted(search, memory=enough) == by_a_full_look(search)
+    assert counted(search, memory=enough, threads=2) == by_a_full_look(search)
     with pytest.raises(InputError, match="500 queries of 64 numbers, with up to 24 positives"):
-        list(ranks(search, memory=enough - 2**20))
+        list(ranks(search, memory=enough - 2**20, threads=2))
 
 
 def test_progress_rises_to_one():
