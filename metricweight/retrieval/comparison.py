@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from metricweight.checks import InputError, nearest
 from metricweight.files import write_text
+from metricweight.retrieval.report import SCHEMA, markdown_table
 from metricweight.retrieval.uncertainty import FEW_CLASSES, intervals
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 2  # of the reports that are read
 SAME = 1e-9  # differences below are those of rounding
 BLOCK = 2**22  # signs drawn at a time: 32 MB in float64
 
@@ -203,7 +203,7 @@ def text(comparison: Comparison) -> str:
         table.append([name, *_numbers(row), _interval(row, "+")])
     paragraphs = [
         f"A: {c.a}\nB: {c.b}",
-        _markdown(table),
+        markdown_table(table),
         f"In %. By {c.metric}, B finds {c.better:,} queries better, {c.worse:,} worse and {c.equal:,} equally well; "
         f"{c.left_out:,} more do not count in both.",
         *_classes_changed(c.classes),
@@ -405,7 +405,7 @@ def _classes_changed(classes: "pd.DataFrame") -> list[str]:
         for row in frame.head(5).to_dict("records"):
             rows.append([row["label"].replace("|", "\\|"), f"{row['queries']:,}", *_numbers(row)])
         if len(frame):
-            found.append(f"{len(frame):,} of {len(classes):,} classes {title}, most of all:\n\n{_markdown(rows)}")
+            found.append(f"{len(frame):,} of {len(classes):,} classes {title}, most of all:\n\n{markdown_table(rows)}")
     return found
 
 
@@ -424,10 +424,3 @@ def _interval(row: Mapping[str, float], sign: str = "") -> str:
 def _points(fraction: float, sign: str = "") -> str:
     """In percent; zero without a minus."""
     return "-" if math.isnan(fraction) else f"{round(100 * fraction, 2) + 0.0:{sign}.2f}"
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
-    rule = "|" + "|".join([":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])

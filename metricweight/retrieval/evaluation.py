@@ -4,6 +4,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,7 +18,7 @@ from metricweight.retrieval import kernels
 from metricweight.retrieval.metrics import optimistic, per_query, pessimistic
 from metricweight.retrieval.points import Array, Similarity, fingerprints, together
 from metricweight.retrieval.protocol import Protocol, Roles, named, roles
-from metricweight.retrieval.ranking import Ranks, Search, Share, positives_of, ranks
+from metricweight.retrieval.ranking import Ranks, Search, Share, ranks
 from metricweight.retrieval.report import EvaluationWarning, Report
 from metricweight.retrieval.uncertainty import intervals
 
@@ -123,7 +124,7 @@ def evaluate(
         raise InputError("index_file keeps an approximate index; say which kind with index='hnsw', or another.")
     cast = roles(rules, embeddings, labels, gallery, gallery_labels, cameras, gallery_cameras, queries)
     search = _search(cast, similarity)
-    positives, ranked = positives_of(search)
+    positives, ranked = search.counts
     valid = positives > 0
     _refuse_missing(valid, cast, rules, missing)
     wanted = _checked_ks(rules.ks if ks is None else ks, int(ranked[valid].min()))
@@ -189,9 +190,7 @@ def _expanded(search: Search, cast: Roles, expand: Expand, memory: int) -> Searc
     queries = expanded(search.queries, search.gallery, *expand, itself=search.itself, memory=memory)
     raw = cast.queries if cast.gallery is None else cast.gallery
     points, gallery = together(queries, raw, search.queries.similarity)
-    return Search(
-        points, gallery, cast.query_labels, cast.gallery_labels, cast.itself, cast.query_cameras, cast.gallery_cameras
-    )
+    return replace(search, queries=points, gallery=gallery)
 
 
 class _Found(NamedTuple):
@@ -282,7 +281,7 @@ def _listed(search: Search, index: Any, k: int, memory: int) -> _Found:
     """Ranks from the lists of an approximate index. Positives that are not on them come after all negatives."""
     from metricweight.retrieval.search import neighbours, overlap
 
-    positives, ranked = positives_of(search)
+    positives, ranked = search.counts
     camera_room = int((len(search.gallery) - ranked).max()) if search.query_cameras is not None else 0
     count = max(k, min(int(positives.max(initial=0)), LISTED))
     ids, keys = neighbours(
@@ -424,7 +423,7 @@ def _data(cast: Roles, search: Search, valid: NDArray[np.bool_]) -> dict[str, An
         "queries": len(valid),
         "valid_queries": int(valid.sum()),
         "queries_without_positives": int((~valid).sum()),
-        "gallery": int(positives_of(search)[1].max()) if search.query_cameras is None else len(search.gallery),
+        "gallery": int(search.counts[1].max()) if search.query_cameras is None else len(search.gallery),
         "classes": len(np.unique(search.query_labels)),
         **{f"left_out: {name}": count for name, count in cast.left_out.items()},
         "labels_sha256": named.hexdigest()[:16],

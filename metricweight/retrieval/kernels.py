@@ -115,8 +115,6 @@ def keys(
 
 fast = numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})  # maxima may be taken in any order
 
-MOST_ROWS = 2**16 - 1  # of a tile whose columns are counted: two counts share 32 bits
-
 
 class Side(NamedTuple):
     """Queries or a gallery of N items, in the order in which they are gone through.

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 MANY = 48  # positives from which on entries are sorted in among them, rather than compared with each
-TILE = 768  # rows and columns of a block of products
+TILE = 768  # rows and columns of a block of products; below 2^16, which counts of columns are kept in
 WIDE = (64, 32768)  # the same where positives are many
 ROUNDING = 1e-6  # of a float32 score of rows of length one, up to 1,024 numbers; measured: 4e-7 at most, of signs too
 BYTES_PER_ITEM = 250  # order, groups, lengths, and what sorting them needs
@@ -80,6 +81,16 @@ class Search:
     itself: Ints
     query_cameras: Ints | None = None
     gallery_cameras: Ints | None = None
+
+    @cached_property
+    def counts(self) -> tuple[Ints, Ints]:
+        """How many positives each query has, and how many items it ranks: [Q] both."""
+        own = _shared([self.query_labels], [self.gallery_labels])
+        if self.query_cameras is not None and self.gallery_cameras is not None:
+            left_out = _shared([self.query_labels, self.query_cameras], [self.gallery_labels, self.gallery_cameras])
+        else:
+            left_out = (self.itself >= 0).astype(np.int64)
+        return own - left_out, len(self.gallery) - left_out
 
 
 class Share(NamedTuple):
@@ -142,22 +153,12 @@ def _sorted(search: Search) -> _Order:
     found = np.minimum(np.searchsorted(labels, search.query_labels), len(labels) - 1)
     known = labels[found] == search.query_labels
     rank = np.where(known, place[found], 0)
-    positives, ranked = positives_of(search)
+    positives, ranked = search.counts
     rows = np.flatnonzero(positives)
     rows = rows[np.argsort(rank[rows], kind="stable")]
     return _Order(
         order, rows, first[rank[rows]], first[rank[rows] + 1], positives[rows], np.flatnonzero(positives == 0), ranked
     )
-
-
-def positives_of(search: Search) -> tuple[Ints, Ints]:
-    """How many positives each query has, and how many items it ranks: [Q] both."""
-    own = _shared([search.query_labels], [search.gallery_labels])
-    inside = search.itself >= 0
-    if search.query_cameras is not None and search.gallery_cameras is not None:
-        left_out = _shared([search.query_labels, search.query_cameras], [search.gallery_labels, search.gallery_cameras])
-        return own - left_out, len(search.gallery) - left_out
-    return own - inside, len(search.gallery) - inside
 
 
 def _shared(queries: list[Ints], gallery: list[Ints]) -> Ints:
@@ -234,9 +235,9 @@ class _Count:
     def _side(self, points: Points, order: Ints, rows: Floats | None) -> Side:
         group = points.fingerprints.view(np.int64).reshape(-1, 2)[:, 0]
         squares = np.empty(len(order))
-        for begin in range(0, len(order), 1024):
-            some = points.compared(order[begin : begin + 1024]) if rows is None else rows[begin : begin + 1024]
-            squares[begin : begin + 1024] = np.einsum("nd,nd->n", some, some, dtype=np.float64)
+        for begin in range(0, len(order), BLOCK):
+            some = points.compared(order[begin : begin + BLOCK]) if rows is None else rows[begin : begin + BLOCK]
+            squares[begin : begin + BLOCK] = np.einsum("nd,nd->n", some, some, dtype=np.float64)
         norm, half = np.sqrt(squares).astype(np.float32), (squares / 2).astype(np.float32)
         return Side(*readable(points.raw), points.scale, points.squared, order, group[order], norm, half)
 

@@ -124,10 +124,7 @@ def _cell(report: Report, name: str) -> str:
 
 def markdown(reports: Mapping[str, Report]) -> str:
     """A table in percent with a row per report, and below it a line per stamp that differs, and the notes."""
-    rows = cells(reports)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join([":" + "-" * (widths[0] + 1), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|")
+    lines = [markdown_table(cells(reports))]
     how = "In %, ± half of a 95 % interval over classes. R@K: any hit among the first K."
     stamps = {described(report.stamp): None for report in reports.values()}
     if len(stamps) == 1:
@@ -139,6 +136,14 @@ def markdown(reports: Mapping[str, Report]) -> str:
         told = [*report.notes, *([] if report.thresholds is None else [report.thresholds.text()])]
         lines += [line for note in told for line in ("", f"{model}: {note}" if several else note)]
     return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Headings and rows, the first column to the left and all others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
+    rule = "|" + "|".join([":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def described(stamp: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -74,19 +74,20 @@ def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
     def embedded(network: nn.Module, split: str, what: str | None) -> NDArray[np.float32]:
         return embed_images(network, images, splits[split], settings.data, device, what)
 
-    def tested(embeddings: NDArray[np.float32]) -> Report:
+    def judged(embeddings: NDArray[np.float32], split: str, ks: Sequence[int]) -> Report:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
-            report = evaluate(embeddings, images.labels[splits["test"]], ks=settings.ks)
+            return evaluate(embeddings, images.labels[splits[split]], ks=ks)
+
+    def tested(embeddings: NDArray[np.float32]) -> Report:
+        report = judged(embeddings, "test", settings.ks)
         data = {"source": settings.data.source, "stamp": images.stamp[:32], "seed": settings.data.seed}
         return replace(report, stamp={**report.stamp, "data": {**report.stamp["data"], **data}})
 
     def validate() -> Mapping[str, float]:
         if not len(splits["validation"]):
             return {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", EvaluationWarning)
-            return evaluate(embedded(model, "validation", None), images.labels[splits["validation"]], ks=[1]).metrics
+        return judged(embedded(model, "validation", None), "validation", [1]).metrics
 
     def batch_of(step: int) -> Batch:
         chosen = splits["train"][sampler.batch(step)]
