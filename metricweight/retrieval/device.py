@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metricweight.retrieval.kernels import Side, Wanted, settle_pairs
+from metricweight.retrieval.kernels import Compared, Wanted, settle_pairs
 from metricweight.similarity import full_precision
 
 ROWS, COLUMNS = 1024, 8192  # of a block of products
@@ -21,9 +21,7 @@ def count(
     end: int,
     query_rows: Rows,
     gallery: Tensor,
-    sides: tuple[Side, Side],
-    rounding: float,
-    cosine: bool,
+    compared: Compared,
     chosen: Callable[[], bool],
     progress: Callable[[int], None],
 ) -> None:
@@ -37,21 +35,21 @@ def count(
     Each entry finds its place among the sorted positives by binary search; nothing waits for the device within a
     block of rows.
     """
-    half, norm = (torch.from_numpy(x).to(gallery.device) for x in (sides[1].half, sides[1].norm))
+    half, norm = (torch.from_numpy(x).to(gallery.device) for x in (compared.gallery.half, compared.gallery.norm))
     for begin in range(wanted.begin, end, ROWS):
         stop = min(begin + ROWS, end)
         if chosen():
             capacity = LISTED
             while True:
                 places, listed, total = _block(
-                    wanted, begin, stop, query_rows(begin, stop), gallery, half, norm, sides[0], rounding, capacity
+                    wanted, begin, stop, query_rows(begin, stop), gallery, half, norm, compared, capacity
                 )
                 if total <= capacity:
                     break
                 capacity = total
             _add(wanted, begin, places)
             first = begin - wanted.begin
-            settle_pairs(cosine, *sides, wanted, first, *(np.ascontiguousarray(x) for x in listed[:, :total]))
+            settle_pairs(compared, wanted, first, *(np.ascontiguousarray(x) for x in listed[:, :total]))
         progress(stop - begin)
 
 
@@ -63,8 +61,7 @@ def _block(
     gallery: Tensor,
     half: Tensor,
     norm: Tensor,
-    queries: Side,
-    rounding: float,
+    compared: Compared,
     capacity: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """For each query how many entries have which place among its positives [b, P + 1], the undecided entries (query,
@@ -78,7 +75,7 @@ def _block(
     order = np.argsort(bounds, axis=1)  # largest first within a query becomes smallest first; padding stays last
     bound = torch.from_numpy(np.take_along_axis(bounds, order, axis=1)).to(device)
     c = torch.from_numpy(rows).to(device)
-    own = torch.from_numpy(queries.norm[begin:stop, None]).to(device)
+    own = torch.from_numpy(compared.queries.norm[begin:stop, None]).to(device)
     far = torch.from_numpy(wanted.farthest[first : first + stop - begin, None]).to(device)
     low, high = (
         torch.from_numpy(np.ascontiguousarray(x[first : first + stop - begin, None])).to(device)
@@ -94,7 +91,7 @@ def _block(
             number = torch.arange(items.start, items.stop, device=device)
             scores.masked_fill_((number >= low) & (number < high), -torch.inf)
             longest = norm[items].max()
-            slack = rounding * (own * (far + longest) + (far * far + longest * longest) / 2)
+            slack = compared.rounding * (own * (far + longest) + (far * far + longest * longest) / 2)
             sure = torch.searchsorted(bound, scores - slack)
             maybe = torch.searchsorted(bound, scores + slack, right=True)
             places.scatter_add_(1, sure, torch.ones_like(sure))

@@ -136,6 +136,15 @@ class Side(NamedTuple):
     half: NDArray[np.float32]
 
 
+class Compared(NamedTuple):
+    """Who is compared with whom, and how: by cosine or by distance, and how far off a float32 score may be."""
+
+    cosine: bool
+    rounding: float  # of rows of length one
+    queries: Side
+    gallery: Side
+
+
 class Wanted(NamedTuple):
     """The positives of some queries, and what is counted for each. The queries are items `begin`, `begin` + 1, ...
 
@@ -216,14 +225,21 @@ def _slack(rounding: float, query: float, positive: float, entry: float) -> floa
 
 
 @exact
-def _entry_key(cosine: bool, queries: Side, gallery: Side, query: int, entry: int, desk: Desk) -> float:
+def _entry_key(compared: Compared, query: int, entry: int, desk: Desk) -> float:
     if desk.loaded[0] != query:
-        row = queries.order[query]
-        load(queries.raw, queries.halves, row, queries.scale[row], desk.query)
+        row = compared.queries.order[query]
+        load(compared.queries.raw, compared.queries.halves, row, compared.queries.scale[row], desk.query)
         desk.loaded[0] = query
-    row = gallery.order[entry]
+    row = compared.gallery.order[entry]
     return key(
-        cosine, desk.query, gallery.raw, gallery.halves, row, gallery.scale[row], gallery.squared[row], desk.sums
+        compared.cosine,
+        desk.query,
+        compared.gallery.raw,
+        compared.gallery.halves,
+        row,
+        compared.gallery.scale[row],
+        compared.gallery.squared[row],
+        desk.sums,
     )
 
 
@@ -237,9 +253,7 @@ def _settle(
     begin: int,
     query: int,
     p: int,
-    cosine: bool,
-    queries: Side,
-    gallery: Side,
+    compared: Compared,
     wanted: Wanted,
     desk: Desk,
 ) -> None:
@@ -253,13 +267,13 @@ def _settle(
         score = scores[j] - half[j]
         if score < low or score > high or skip[0] <= j < skip[1]:
             continue
-        if gallery.group[begin + j] == gallery.group[positive]:
+        if compared.gallery.group[begin + j] == compared.gallery.group[positive]:
             wanted.tied[p] += 1
             continue
         if np.isnan(own):
-            own = _entry_key(cosine, queries, gallery, query, positive, desk)
+            own = _entry_key(compared, query, positive, desk)
         if np.isnan(desk.keys[j]):
-            desk.keys[j] = _entry_key(cosine, queries, gallery, query, begin + j, desk)
+            desk.keys[j] = _entry_key(compared, query, begin + j, desk)
         wanted.above[p] += desk.keys[j] > own
         wanted.tied[p] += desk.keys[j] == own
 
@@ -275,10 +289,7 @@ def count_rows(
     tile: Array,
     top: Array,
     longest: float,
-    rounding: float,
-    cosine: bool,
-    queries: Side,
-    gallery: Side,
+    compared: Compared,
     wanted: Wanted,
     row_begin: int,
     column_begin: int,
@@ -287,14 +298,16 @@ def count_rows(
     """For a tile of products of queries (rows) with gallery items (columns): counts the negatives above each positive
     of these queries, one positive at a time."""
     columns = tile.shape[1]
-    half = gallery.half[column_begin : column_begin + columns]
+    half = compared.gallery.half[column_begin : column_begin + columns]
     for r in range(len(tile)):
         query = row_begin + r
         b = query - wanted.begin
         skip = _overlap(wanted.first[b], wanted.last[b], column_begin, columns)
         settled = False
         for p in range(wanted.start[b], wanted.start[b + 1]):
-            slack = _slack(rounding, queries.norm[query], gallery.norm[wanted.position[p]], longest)
+            slack = _slack(
+                compared.rounding, compared.queries.norm[query], compared.gallery.norm[wanted.position[p]], longest
+            )
             low, high = np.float32(wanted.bound[p] - slack), np.float32(wanted.bound[p] + slack)
             if top[r] < low:
                 continue
@@ -308,7 +321,7 @@ def count_rows(
                 if not settled:
                     desk.keys[:columns] = np.nan
                     settled = True
-                _settle(tile[r], half, low, high, skip, column_begin, query, p, cosine, queries, gallery, wanted, desk)
+                _settle(tile[r], half, low, high, skip, column_begin, query, p, compared, wanted, desk)
 
 
 @exact
@@ -316,10 +329,7 @@ def count_columns(
     tile: Array,
     top: Array,
     longest: float,
-    rounding: float,
-    cosine: bool,
-    queries: Side,
-    gallery: Side,
+    compared: Compared,
     wanted: Wanted,
     row_begin: int,
     column_begin: int,
@@ -327,7 +337,7 @@ def count_columns(
 ) -> None:
     """The same tile the other way: its first columns, whose `top` is given, are the queries, its rows the gallery."""
     rows = tile.shape[0]
-    half = gallery.half[row_begin : row_begin + rows]
+    half = compared.gallery.half[row_begin : row_begin + rows]
     width = len(top)
     low, high = np.empty(width, np.float32), np.empty(width, np.float32)
     counts = np.empty(width, np.uint32)
@@ -342,8 +352,8 @@ def count_columns(
             low[c] = high[c] = np.inf
             p = wanted.start[first_b + c] + k
             if p < wanted.start[first_b + c + 1]:
-                norm = queries.norm[column_begin + c]
-                slack = _slack(rounding, norm, gallery.norm[wanted.position[p]], longest)
+                norm = compared.queries.norm[column_begin + c]
+                slack = _slack(compared.rounding, norm, compared.gallery.norm[wanted.position[p]], longest)
                 if top[c] >= np.float32(wanted.bound[p] - slack):
                     low[c], high[c] = wanted.bound[p] - slack, wanted.bound[p] + slack
                     alive = True
@@ -369,9 +379,7 @@ def count_columns(
                     column[r] = tile[r, c]
                 desk.keys[:rows] = np.nan
                 query = column_begin + c
-                _settle(
-                    column, half, low[c], high[c], skip, row_begin, query, p, cosine, queries, gallery, wanted, desk
-                )
+                _settle(column, half, low[c], high[c], skip, row_begin, query, p, compared, wanted, desk)
 
 
 CELLS = 16  # to each positive, where entries are sorted in among many
@@ -412,10 +420,7 @@ def _sum(counts: NDArray[np.int32]) -> np.signedinteger[Any]:
 def count_binned(
     tile: Array,
     longest: float,
-    rounding: float,
-    cosine: bool,
-    queries: Side,
-    gallery: Side,
+    compared: Compared,
     wanted: Wanted,
     row_begin: int,
     column_begin: int,
@@ -427,7 +432,7 @@ def count_binned(
     each entry there is compared with the positives. All others are only counted.
     """
     columns = tile.shape[1]
-    half = gallery.half[column_begin : column_begin + columns]
+    half = compared.gallery.half[column_begin : column_begin + columns]
     most = 0
     for r in range(len(tile)):
         b = row_begin + r - wanted.begin
@@ -448,7 +453,7 @@ def count_binned(
         bound[count] = np.inf
         own[:count] = np.nan
         place[: count + 1] = 0
-        slack = np.float32(_slack(rounding, queries.norm[query], wanted.farthest[b], longest))
+        slack = np.float32(_slack(compared.rounding, compared.queries.norm[query], wanted.farthest[b], longest))
         floor = bound[0] - slack
         top = np.float32(CELLS * count + 1)
         steps = (top - np.float32(2)) / max(bound[count - 1] + slack - floor, np.float32(1e-30))
@@ -493,13 +498,13 @@ def count_binned(
             while k < count and bound[k] - score <= slack:
                 p = start + count - 1 - k
                 positive = wanted.position[p]
-                if gallery.group[entry] == gallery.group[positive]:
+                if compared.gallery.group[entry] == compared.gallery.group[positive]:
                     wanted.tied[p] += 1
                 else:
                     if np.isnan(own[k]):
-                        own[k] = _entry_key(cosine, queries, gallery, query, positive, desk)
+                        own[k] = _entry_key(compared, query, positive, desk)
                     if np.isnan(found):
-                        found = _entry_key(cosine, queries, gallery, query, entry, desk)
+                        found = _entry_key(compared, query, entry, desk)
                     wanted.above[p] += found > own[k]
                     wanted.tied[p] += found == own[k]
                 k += 1
@@ -511,9 +516,7 @@ def count_binned(
 
 @exact
 def settle_pairs(
-    cosine: bool,
-    queries: Side,
-    gallery: Side,
+    compared: Compared,
     wanted: Wanted,
     first: int,
     rows: NDArray[np.int64],
@@ -523,7 +526,7 @@ def settle_pairs(
 ) -> None:
     """Decides in float64 how entries stand to positives lowest to highest (smallest score first) of the queries
     first + rows of those that are wanted."""
-    size = gallery.raw.shape[1]
+    size = compared.gallery.raw.shape[1]
     desk = Desk(np.full(1, -1), np.empty(size), np.empty(LANES + size), np.empty(0))
     for n in range(len(rows)):
         b = first + rows[n]
@@ -532,12 +535,12 @@ def settle_pairs(
         for k in range(lowest[n], min(highest[n], wanted.start[b + 1] - wanted.start[b])):
             p = wanted.start[b + 1] - 1 - k
             positive = wanted.position[p]
-            if gallery.group[entries[n]] == gallery.group[positive]:
+            if compared.gallery.group[entries[n]] == compared.gallery.group[positive]:
                 wanted.tied[p] += 1
                 continue
             if np.isnan(found):
-                found = _entry_key(cosine, queries, gallery, query, entries[n], desk)
-            own = _entry_key(cosine, queries, gallery, query, positive, desk)
+                found = _entry_key(compared, query, entries[n], desk)
+            own = _entry_key(compared, query, positive, desk)
             wanted.above[p] += found > own
             wanted.tied[p] += found == own
 

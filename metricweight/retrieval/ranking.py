@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from metricweight.checks import InputError
 from metricweight.retrieval import kernels
-from metricweight.retrieval.kernels import Desk, Side, Wanted
+from metricweight.retrieval.kernels import Compared, Desk, Side, Wanted
 from metricweight.retrieval.points import BLOCK, Points, readable
 
 if TYPE_CHECKING:
@@ -188,10 +188,7 @@ class _Count:
         self.blocks = itertools.count()
         self.stopped = False
         self.on_device: Tensor | None = None
-        self.cosine = search.queries.similarity == "cosine"
         self.order = order = _sorted(search)
-        size = search.gallery.size
-        self.rounding = ROUNDING * math.sqrt(max(1.0, size / 1024))
         self.bytes_per_positive = 64 + 16 * threads
         self._plan(memory, self._least(reserved))
         self.many = int(np.searchsorted(-order.positives, -MANY, side="left"))  # queries with more than MANY come first
@@ -204,8 +201,13 @@ class _Count:
         self.points = search.gallery.compared(order.gallery) if self.held else None
         self.gallery = self._side(search.gallery, order.gallery, self.points)
         own = self.points[: len(order.queries)] if same and self.points is not None else None
-        self.queries = self._side(search.queries, order.queries, own)
         self.own = own
+        self.compared = Compared(
+            search.queries.similarity == "cosine",
+            ROUNDING * math.sqrt(max(1.0, search.gallery.size / 1024)),
+            self._side(search.queries, order.queries, own),
+            self.gallery,
+        )
         few = len(order.queries) - self.many
         self.done, self.work = 0, len(order.queries) * len(order.gallery) - (few * few // 2 if self.both_sides else 0)
 
@@ -367,7 +369,7 @@ class _Count:
     def _few(self, products: Floats, tile: "_Tile", bench: "_Bench") -> None:
         """Counts for queries of few positives, which the columns may be too."""
         norm, half = self.gallery.norm, self.gallery.half
-        given = (self.rounding, self.cosine, self.queries, self.gallery, bench.wanted, tile.row, tile.column)
+        given = (self.compared, bench.wanted, tile.row, tile.column)
         row_half = half[tile.row : tile.row_end] if tile.both else np.zeros(len(products), np.float32)
         rows, columns = (np.empty(count, np.float32) for count in products.shape)
         kernels.tops(products, row_half, half[tile.column : tile.column_end], rows, columns)
@@ -380,7 +382,7 @@ class _Count:
     def _many(self, products: Floats, tile: "_Tile", bench: "_Bench") -> None:
         """Counts for queries of many positives."""
         longest = self.gallery.norm[tile.column : tile.column_end].max()
-        given = (self.rounding, self.cosine, self.queries, self.gallery, bench.wanted, tile.row, tile.column)
+        given = (self.compared, bench.wanted, tile.row, tile.column)
         kernels.count_binned(products, longest, *given, bench.desk)
 
     def _count_on(self, device: str, wanted: Wanted, end: int) -> None:
@@ -396,8 +398,7 @@ class _Count:
             self.done += rows * len(self.order.gallery)
             self.progress(min(1.0, self.done / self.work))
 
-        sides = self.queries, self.gallery
-        count(wanted, end, self._query_rows, self.on_device, sides, self.rounding, self.cosine, self._is_mine, progress)
+        count(wanted, end, self._query_rows, self.on_device, self.compared, self._is_mine, progress)
 
     def _is_mine(self) -> bool:
         """Whether this process counts the next block."""
