@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from metricweight.checks import InputError
 from metricweight.data.embeddings import Embeddings, read
+from metricweight.progress import part_done, say
 from metricweight.retrieval import PROTOCOLS, Expand, Report, Rerank, evaluate
 from metricweight.retrieval.evaluation import Missing
 from metricweight.retrieval.points import Similarity
 from metricweight.retrieval.report import EvaluationWarning, markdown, save
-from metricweight.training.log import part_done, say
 
 
 class Files(NamedTuple):

@@ -12,7 +12,7 @@ import metricweight
 PACKAGE = Path(metricweight.__file__).parent
 
 FLOORS = [  # from the ground up; a module imports only from floors beneath its own, or from its own folder
-    ["gradient", "checks", "files"],
+    ["gradient", "checks", "files", "progress"],
     ["similarity", "pairs"],
     ["directions"],
     ["confidence"],

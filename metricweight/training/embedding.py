@@ -12,9 +12,9 @@ from metricweight.data import glyphs, transforms
 from metricweight.data.images import Images, Indices, digits, folder
 from metricweight.data.split import split_by_class
 from metricweight.files import write_arrays
+from metricweight.progress import say, track
 from metricweight.settings import DataSettings
 from metricweight.training import checkpoint
-from metricweight.training.log import say, track
 
 BATCH = 256
 SPLITS = ("train", "validation", "test")

@@ -1,64 +1,17 @@
-"""What a run says while it runs: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
+"""The log of a training: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
 
 import json
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Item = TypeVar("Item")
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Whoever read the output is gone (`| head`): the run goes on without a word."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-console = _Console(highlight=False, soft_wrap=True, emoji=False)
-
-
-def say(text: str) -> None:
-    """One line, above a progress bar if there is one."""
-    console.print(text, markup=False)
-
-
-def track(items: Sequence[Item], what: str | None) -> Iterator[Item]:
-    """The items, with a progress bar called `what` on a terminal while they are gone through; None shows no bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=what is None or not console.is_terminal) as bar:
-        yield from bar.track(items, description=what or "")
-
-
-@contextmanager
-def part_done(what: str, quiet: bool = False) -> Iterator[Callable[[float], None]]:
-    """A function that is told which part of something is done, from 0 to 1, and shows it on a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %"),
-        TimeRemainingColumn(),
-    )
-    hidden = quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(what, total=1.0)
-        yield lambda done: bar.update(task, completed=done)
+from metricweight.progress import console, say
 
 
 @contextmanager

@@ -21,13 +21,14 @@ from metricweight.data.images import Images, Indices
 from metricweight.data.sampler import ClassBalancedSampler
 from metricweight.files import write_text
 from metricweight.models.heads import embedder
+from metricweight.progress import say, track
 from metricweight.retrieval import Report, evaluate
 from metricweight.retrieval import report as reports
 from metricweight.retrieval.report import EvaluationWarning
 from metricweight.settings import BatchSettings, Settings
 from metricweight.training import checkpoint
 from metricweight.training.embedding import blocks_of, embed_images, load_images, seen, splits_of, write_embeddings
-from metricweight.training.log import say, track, training_log
+from metricweight.training.log import training_log
 from metricweight.training.objective import Objective
 
 Batch = tuple[Tensor, Tensor]  # images [B, C, S, S] and labels [B]
