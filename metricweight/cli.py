@@ -179,6 +179,101 @@ def evaluate(
 
 
 @app.command()
+def prepare(
+    name: Annotated[
+        str | None, typer.Argument(help="Which data set; without a name, all that are known are listed.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the raw data, or a CSV file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The manifest, .csv or .parquet.", show_default="NAME.csv; REPLICA/manifest.csv")
+    ] = None,
+    replica: Annotated[
+        Path | None, typer.Option(help="Write a tiny copy of the data set to this folder, and prepare that.")
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help="Which form of it the replica has.")] = None,
+    size: Annotated[int, typer.Option(help="How large the replica is: n times the labels.")] = 1,
+    test: Annotated[
+        float | None, typer.Option(help="Share of the classes to test on.", show_default="0.5")
+    ] = None,
+    validation: Annotated[
+        float | None, typer.Option(help="Share of the other classes to validate on.", show_default="0")
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option(help="random, or given: the last classes test.", show_default="random")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the split and the folds.", show_default="0")] = None,
+    fold: Annotated[
+        int | None, typer.Option(help="Which of the published random splits.", show_default="1")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Number folds of the training classes, for validation.")] = None,
+    allow_counts: Annotated[
+        bool, typer.Option("--allow-counts", help="Go on where there is more or less than there should be.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the manifest if there is one.")] = False,
+) -> None:  # fmt: skip
+    """Write the manifest of a data set: a table of its pictures, labels and splits, known to be whole.
+
+    Nothing is fetched: `metricweight prepare` says where each data set can be got, and under which terms.
+    """
+    from metricweight._data_tools import prepare as tools
+    from metricweight._data_tools.source import Options
+    from metricweight.data.summary import text
+
+    if name is None:
+        typer.echo(tools.listing())
+        typer.echo("\nmetricweight prepare NAME --root DIR --out manifest.csv")
+        return
+    if (root is None) == (replica is None):
+        raise InputError("give --root, where the raw data lie, or --replica, where a tiny copy may be written.")
+    if replica is not None:
+        tools.write_replica(name, replica, layout, size)
+    elif layout is not None or size != 1:
+        raise InputError("--layout and --size are of replicas; the layout of what --root holds is found by itself.")
+    out = out or (replica / "manifest.csv" if replica else Path(f"{name}.csv"))
+    asked = Options(fold, test, validation, order, seed, pictures=out.parent)
+    made = tools.prepare(
+        name,
+        root or replica,
+        out,
+        asked,
+        folds=folds,
+        allow_counts=allow_counts,
+        overwrite=overwrite,
+    )
+    typer.echo(text(made))
+    typer.echo(f"\nWritten to {out}. To look for damaged, double and doubtful pictures:\n  metricweight verify {out}")
+
+
+@app.command()
+def data(
+    manifest: Annotated[Path, typer.Argument(help=".csv, .parquet, or a folder of class folders.")],
+    where: Annotated[
+        str | None, typer.Option(help="Rows alone for which this is true, such as \"split == 'train'\".")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write these rows to a manifest of their own.")] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Take the table as it is, though it was changed by hand.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print counts as JSON and nothing else.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
+) -> None:  # fmt: skip
+    """Say what a manifest holds: images, classes and how many images they have, by split; and filter it."""
+    from metricweight.data import manifest as manifests
+    from metricweight.data import summary
+
+    found = manifests.read(manifest, accept=accept)
+    if accept:
+        manifests.write(found.changed(found.table, "accepted as it is"), manifest, overwrite=True)
+    if where is not None:
+        found = manifests.matching(found, where)
+    if out is not None:
+        manifests.write(found, out, overwrite)
+    typer.echo(summary.as_json(found) if json else summary.text(found))
+    if out is not None and not json:
+        typer.echo(f"\nWritten to {out}.")
+
+
+@app.command()
 def protocols() -> None:
     """List the protocols: who searches for whom, and what does not count."""
     from metricweight.retrieval.protocol import PROTOCOLS

@@ -1,7 +1,8 @@
 """Files that are either whole or not there."""
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +29,17 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def checksum(path: Path, kind: str, told: Callable[[int], None] | None = None) -> str:
+    """The checksum of a file in hexadecimal. kind: md5, sha256; told: hears how many bytes were read, each time."""
+    found = hashlib.new(kind, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+            if told:
+                told(len(block))
+    return found.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

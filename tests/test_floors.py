@@ -24,7 +24,7 @@ FLOORS = [  # from the ground up; a module imports only from floors beneath its 
     ["data", "models", "recipes"],
     ["settings"],
     ["training", "curves"],
-    ["reporting"],
+    ["reporting", "_data_tools"],
     ["cli"],
     ["__main__"],
 ]

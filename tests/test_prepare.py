@@ -1,0 +1,93 @@
+"""Each converter on each layout of its replica: what it finds is what the replica was made from."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from metricweight._data_tools.prepare import prepare, write_replica
+from metricweight._data_tools.source import Options
+from metricweight._data_tools.table import DATASETS
+
+from metricweight.checks import InputError
+from metricweight.data import manifest
+
+FORMS = [(name, layout) for name, row in DATASETS.items() if row.replica for layout in row.replica.layouts]
+
+
+@pytest.mark.parametrize(("name", "layout"), FORMS)
+def test_what_is_prepared_from_a_replica_is_what_it_was_made_from(tmp_path, name, layout):
+    truth = manifest.complete(write_replica(name, tmp_path / "raw", layout), str, "truth")
+    made = prepare(name, tmp_path / "raw", tmp_path / "made.csv", Options(pictures=tmp_path))
+    found = made.table.set_index(["path", "member"]).sort_index()
+    expected = truth.set_index(["path", "member"]).sort_index()
+    pd.testing.assert_frame_equal(found, expected, check_categorical=False, check_dtype=False)
+    for path in made.table["path"].unique():
+        assert (made.root / path).is_file()
+
+
+@pytest.mark.parametrize(("name", "layout"), FORMS)
+def test_too_little_is_an_error_with_both_numbers_and_allowed_when_asked(tmp_path, name, layout):
+    write_replica(name, tmp_path / "raw", layout)
+    (tmp_path / "raw" / "replica.json").unlink()  # now it is the real one, with far too little in it
+    counts = DATASETS[name].counts
+    part, numbers = next(iter(counts.items()))
+    with pytest.raises(InputError, match=rf"{part} has [\d,]+ images, {numbers['images']:,} expected.*--allow-counts"):
+        prepare(name, tmp_path / "raw", tmp_path / "made.csv", Options(pictures=tmp_path))
+    assert not (tmp_path / "made.csv").exists()
+    prepare(name, tmp_path / "raw", tmp_path / "made.csv", Options(pictures=tmp_path), allow_counts=True)
+    history = json.loads((tmp_path / "made.csv.json").read_text())["history"]
+    assert any("expected; taken as it is" in sentence for sentence in history)
+
+
+@pytest.mark.parametrize("name", [name for name, row in DATASETS.items() if row.replica])
+def test_a_folder_that_holds_something_else_is_refused_with_what_it_holds(tmp_path, name):
+    (tmp_path / "holiday.txt").write_text("x")
+    with pytest.raises(InputError, match=r"does not look like .*holiday\.txt"):
+        prepare(name, tmp_path, tmp_path / "made.csv", Options(pictures=tmp_path))
+    with pytest.raises(InputError, match="not there"):
+        prepare(name, tmp_path / "none", tmp_path / "made.csv", Options(pictures=tmp_path))
+
+
+@pytest.mark.parametrize("name", [name for name, row in DATASETS.items() if row.replica])
+def test_a_replica_of_twice_the_size_has_twice_the_labels_to_train_on(tmp_path, name):
+    once, twice = (write_replica(name, tmp_path / str(size), size=size) for size in (1, 2))
+    labels = [rows["label"][(rows["split"] == "train").to_numpy()].nunique() for rows in (once, twice)]
+    assert labels[1] == 2 * labels[0]
+
+
+@pytest.mark.parametrize("name", [name for name, row in DATASETS.items() if row.replica])
+def test_a_replica_is_the_same_each_time(tmp_path, name):
+    contents = []
+    for folder in ("a", "b"):
+        write_replica(name, tmp_path / folder)
+        files = sorted(path for path in (tmp_path / folder).rglob("*") if path.is_file())
+        contents.append([(path.relative_to(tmp_path / folder), path.read_bytes()) for path in files])
+    names = [[name for name, _ in files] for files in contents]
+    assert names[0] == names[1]
+    changed = [str(one) for (one, first), (_, second) in zip(*contents, strict=True) if first != second]
+    assert not [name for name in changed if not name.endswith(".mat")]  # which carry the time they were written
+
+
+def test_a_known_file_that_differs_is_a_note_with_both_checksums(tmp_path):
+    write_replica("cub200", tmp_path / "raw")
+    (tmp_path / "raw" / "replica.json").unlink()
+    (tmp_path / "raw" / "CUB_200_2011.tgz").write_bytes(b"damaged")
+    made = prepare("cub200", tmp_path / "raw", tmp_path / "made.csv", Options(), allow_counts=True)
+    notes = "\n".join(made.about.history)
+    assert "97eceeb196236b17998738112f37df78" in notes
+    assert "ca9c491ac66b2c62500882e93f3719a8" not in notes
+    assert {key: value for key, value in made.about.sources[-1].items() if key != "md5"} == {
+        "name": "CUB_200_2011.tgz",
+        "bytes": 7,
+    }
+
+
+def test_folds_of_the_training_labels_are_disjoint_and_even(tmp_path):
+    write_replica("cub200", tmp_path / "raw", size=2)
+    made = prepare("cub200", tmp_path / "raw", tmp_path / "made.csv", Options(seed=3), folds=4)
+    train = made.table[made.table["split"] == "train"]
+    assert train.groupby("label")["fold"].nunique().eq(1).all()
+    assert train.groupby("fold")["label"].nunique().tolist() == [2, 2, 2, 2]
+    assert (made.table["fold"][made.table["split"] == "test"] == -1).all()
+    assert np.isin([0, 1, 2, 3], train["fold"]).all()
