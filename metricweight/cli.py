@@ -97,7 +97,7 @@ def embed(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     data: Annotated[
         str | None,
-        typer.Option(help="glyphs, digits, a folder of class folders, or a CSV with path and label.",
+        typer.Option(help="glyphs, digits, a folder of class folders, a CSV with path and label, or a manifest.",
                      show_default="the data of the run"),
     ] = None,
     split: Annotated[

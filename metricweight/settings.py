@@ -23,14 +23,16 @@ class _Strict(BaseModel):
 
 class DataSettings(_Strict):
     source: Literal["glyphs", "digits", "folder"] = Field(description="built-in pictures, or your own in data.root")
-    root: Path | None = Field(None, description="folder of class folders, or CSV with path and label")
+    root: Path | None = Field(None, description="folder of class folders, CSV with path and label, or manifest")
     size: int = Field(32, ge=8, description="height and width of what the network sees, in pixels")
     transform: Literal["distort", "crop", "none"] = Field(
         "none",
         description="distort: glyphs askew, also in tests; crop: random crop and flip, centre in tests",
     )
     order: Literal["random", "given"] = Field("random", description="how classes are dealt out; given: the last test")
-    test: float = Field(0.5, gt=0, lt=1, description="share of the classes that are tested on")
+    test: float = Field(
+        0.5, gt=0, lt=1, description="share of the classes that are tested on, where the data have no splits"
+    )
     validation: float = Field(0.1, ge=0, lt=1, description="share of the other classes that are validated on")
     seed: int = Field(0, ge=0, lt=2**63, description="of the split and of the fixed distortion of test images")
 

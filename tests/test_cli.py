@@ -541,6 +541,18 @@ def test_a_picture_that_is_damaged_is_found_before_the_training(metricweight, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_a_manifest_trains_and_tests_by_its_own_splits(metricweight, tmp_path):
+    assert metricweight("prepare", "cub200", "--replica", "birds", "--size", 2)[0] == 0
+    small = ["data.size=32", "model.backbone=small_cnn", "steps=2", "validations=1", "ks=[1,2]", "data.validation=0.25"]
+    code, _, err = metricweight("train", "folder", "data.root=birds/manifest.csv", *small, "--out", "run")
+    assert code == 0, err
+    splits = pd.read_csv(tmp_path / "run" / "labels.csv").set_index("label")["split"]
+    assert set(splits[splits == "test"].index.str[:3].astype(int)) == set(range(101, 109))
+    assert splits.value_counts().to_dict() == {"test": 8, "train": 6, "validation": 2}
+    with np.load(tmp_path / "run" / "embeddings.npz") as found:
+        assert len(found["labels"]) == 8 * 6
+
+
 def test_a_run_embeds_other_pictures_from_any_folder_and_its_own_by_name(metricweight, tmp_path, monkeypatch):
     pictures(tmp_path / "photos", 4)
     pictures(tmp_path / "others", 3)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from metricweight.checks import InputError
 from metricweight.data import transforms
-from metricweight.data.images import digits, folder
+from metricweight.data.images import decode, digits, from_manifest, open_picture
 from metricweight.data.sampler import ClassBalancedSampler
 from metricweight.data.split import split_by_class
 
@@ -114,7 +114,7 @@ def pictures(tmp_path):
 
 
 def test_a_folder_of_class_folders_is_read_whatever_the_files_are(pictures):
-    images = folder(pictures, 16)
+    images = from_manifest(pictures, 16)
     assert list(images.classes) == ["blue", "red"]
     assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
     pixels = images.read(np.arange(6))
@@ -122,13 +122,13 @@ def test_a_folder_of_class_folders_is_read_whatever_the_files_are(pictures):
     red = pixels[3:].float().mean((2, 3))
     assert (red[:, 0] > 250).all()
     assert (red[:, 1:] < 5).all()
-    assert folder(pictures, 16, channels=1).read(np.arange(6)).shape == (6, 1, 16, 16)
+    assert from_manifest(pictures, 16, channels=1).read(np.arange(6)).shape == (6, 1, 16, 16)
 
 
 def test_a_csv_names_paths_that_begin_where_it_lies(pictures, tmp_path):
     table = pd.DataFrame({"path": ["pictures/red/a.png", str(pictures / "blue/grey.png")], "label": ["7", "NA"]})
     table.to_csv(tmp_path / "mine.csv", index=False)
-    images = folder(tmp_path / "mine.csv", 8)
+    images = from_manifest(tmp_path / "mine.csv", 8)
     assert list(images.classes) == ["7", "NA"]
     assert images.read(np.array([0]))[0, 0].min() > 250
 
@@ -141,7 +141,7 @@ def test_a_picture_lying_on_its_side_is_turned_as_its_tag_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: top is to be seen on the right
     picture.save(path, exif=exif)
-    pixels = folder(tmp_path, 40).read(np.array([0]))[0, 0].float()
+    pixels = from_manifest(tmp_path, 40).read(np.array([0]))[0, 0].float()
     assert pixels[:, :15].mean() > 240
     assert pixels[:, 25:].mean() < 15
 
@@ -149,7 +149,7 @@ def test_a_picture_lying_on_its_side_is_turned_as_its_tag_says(tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda root: root / "none", "is not there; give a folder of class folders or a CSV"),
+        (lambda root: root / "none", "is not there; give a folder of class folders, a CSV"),
         (lambda root: root, r"holds no pictures in class folders; expected .*CLASS/picture.jpg"),
         (lambda root: write(root / "a.csv", "file,class\nx,y\n"), "has no column 'path'; it has 'file', 'class'"),
         (lambda root: write(root / "a.csv", "path,class\nx,y\n"), "has no column 'label'"),
@@ -159,14 +159,89 @@ def test_a_picture_lying_on_its_side_is_turned_as_its_tag_says(tmp_path):
 )
 def test_a_folder_or_csv_that_cannot_be_used_is_refused(tmp_path, make, words):
     with pytest.raises(InputError, match=words):
-        folder(make(tmp_path), 8)
+        from_manifest(make(tmp_path), 8)
 
 
 def test_a_damaged_picture_is_named(tmp_path):
     (tmp_path / "a").mkdir()
     write(tmp_path / "a" / "broken.png", "not a picture")
     with pytest.raises(InputError, match=r"broken.png cannot be read as a picture"):
-        folder(tmp_path, 8).read(np.array([0]))
+        from_manifest(tmp_path, 8).read(np.array([0]))
+
+
+@pytest.fixture
+def stack(tmp_path):
+    """Five pictures in one file, 4 high and 6 wide; picture i is i everywhere, but for one red corner."""
+    pictures = np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None, None], (5, 4, 6, 3)).copy()
+    pictures[:, 0, 5] = [255, 0, 0]
+    np.save(tmp_path / "stack.npy", pictures)
+    np.save(tmp_path / "grey.npy", pictures[..., 0])
+    return tmp_path / "stack.npy"
+
+
+def test_a_picture_is_opened_by_its_number_in_a_file_of_pictures(stack):
+    for member in (3, 0, 4):
+        picture = open_picture(stack, member)
+        assert (picture.mode, picture.size) == ("RGB", (6, 4))
+        assert picture.getpixel((0, 0)) == (member, member, member)
+        assert picture.getpixel((5, 0)) == (255, 0, 0)
+    grey = open_picture(stack.with_name("grey.npy"), 2)
+    assert (grey.mode, grey.size, grey.getpixel((0, 3)), grey.getpixel((5, 0))) == ("L", (6, 4), 2, 255)
+    pixels = decode(stack, 4, 3, member=2)
+    assert pixels.shape == (3, 4, 4)
+    assert (pixels[:, :, :3] == 2).all()
+
+
+def test_a_file_of_pictures_is_mapped_once_and_again_when_it_was_written_anew(stack, monkeypatch):
+    loaded = []
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda *args, **options: loaded.append(options) or load(*args, **options))
+    for member in (0, 1, 2, 1):
+        open_picture(stack, member)
+    assert loaded == [{"mmap_mode": "r"}]
+    stack.unlink()
+    np.save(stack, np.full((1, 2, 2, 3), 9, dtype=np.uint8))
+    assert open_picture(stack, 0).getpixel((1, 1)) == (9, 9, 9)
+
+
+def test_any_picture_is_opened_in_its_own_mode(pictures):
+    opened = [open_picture(pictures / name) for name in ("red/a.png", "blue/grey.png", "blue/palette.png")]
+    assert [picture.mode for picture in opened] == ["RGB", "L", "P"]
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed_where_that_is_said(tmp_path):
+    Image.new("RGB", (640, 480)).save(tmp_path / "x.jpg")
+    assert open_picture(tmp_path / "x.jpg").size == (640, 480)
+    assert open_picture(tmp_path / "x.jpg", at_least=100).size == (160, 120)
+
+
+@pytest.mark.parametrize(
+    ("name", "member", "words"),
+    [
+        ("stack.npy", 5, r"stack.npy has no member 5; it holds 5 pictures, from member 0 on"),
+        ("stack.npy", -1, r"stack.npy has no member -1"),
+        ("none.npy", 0, r"none.npy cannot be read as an .npy of pictures \(.*No such file"),
+        ("text.npy", 0, r"text.npy cannot be read as an .npy of pictures"),
+        ("short.npy", 0, r"short.npy cannot be read as an .npy of pictures"),
+        ("objects.npy", 0, r"objects.npy cannot be read as an .npy of pictures"),
+        ("floats.npy", 0, r"floats.npy must hold uint8 \[N, H, W\] or \[N, H, W, 3\], got float64 \[5, 4, 6\]"),
+        ("deep.npy", 0, r"deep.npy must hold uint8 .*, got uint8 \[5, 4, 6, 4\]"),
+        ("cut.jpg", -1, r"cut.jpg cannot be read as a picture"),
+        ("none.jpg", -1, r"none.jpg cannot be read as a picture \(.*No such file"),
+        ("whole.jpg", 1, r"whole.jpg is not an .npy of pictures, so it has no member 1; a picture has member -1"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused_with_its_name(stack, name, member, words):
+    home = stack.parent
+    write(home / "text.npy", "text")
+    (home / "short.npy").write_bytes(stack.read_bytes()[:-1])
+    np.save(home / "objects.npy", np.array([{}] * 5))
+    np.save(home / "floats.npy", np.zeros((5, 4, 6)))
+    np.save(home / "deep.npy", np.zeros((5, 4, 6, 4), dtype=np.uint8))
+    Image.effect_noise((64, 64), 50).save(home / "whole.jpg")
+    (home / "cut.jpg").write_bytes((home / "whole.jpg").read_bytes()[:-200])
+    with pytest.raises(InputError, match=words):
+        open_picture(home / name, member)
 
 
 def write(path, text):

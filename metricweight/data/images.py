@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metricweight.checks import InputError
-
-Indices = NDArray[np.int64]
-
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from metricweight.data.split import Indices
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Images:
     names     [N] what each picture is called
     channels  1 for grey, 3 for colour
     stamp     what tells this data from other data of the same name
+    splits    indices of the images of each split, where the data say so
     """
 
     read: Callable[[Indices], Tensor]
@@ -38,6 +37,7 @@ class Images:
     names: Sequence[str]
     channels: int
     stamp: str
+    splits: Mapping[str, Indices] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,80 +70,97 @@ def digits(size: int) -> Images:
     )
 
 
-def folder(root: Path, size: int, channels: int = 3) -> Images:
-    """Pictures of a folder of class folders, or of a CSV file with the columns `path` and `label`.
+def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
+    """Pictures that a manifest lists: a table, or a folder of class folders; see `metricweight.data.manifest.read`.
 
-    root      folder: every picture below `root/CLASS/` belongs to CLASS; other files and names that begin with a
-              dot are passed over. CSV: a path that is not absolute starts at the folder of the CSV file
     size      pictures of any size and mode are turned as their EXIF tag says, scaled so that the shorter side is
               `size`, and cut to the middle `size` x `size`
     channels  1 for grey, 3 for colour
 
-    Raises InputError for what is not there or holds no pictures, and, when a picture is read, for a file that is
-    not a picture, with its name.
+    Raises InputError for what is not there, for rows that are wrong or that no training can use, and, when a picture
+    is read, for a file that is not a picture, with its name.
     """
-    if not root.exists():
-        raise InputError(f"data.root={root} is not there; give a folder of class folders or a CSV file.")
-    rows = _rows_of_folder(root) if root.is_dir() else _rows_of_csv(root)
-    classes = sorted({label for _, label in rows})
-    number = {label: i for i, label in enumerate(classes)}
-    labels = np.array([number[label] for _, label in rows], dtype=np.int64)
-    paths = [path for path, _ in rows]
+    from metricweight.data import manifest
+
+    if not path.exists():
+        raise InputError(f"data.root={path} is not there; give a folder of class folders, a CSV file or a manifest.")
+    listed = manifest.read(path)
+    table = listed.table
+    if "query" in (there := manifest.parts(table)) or "junk" in there:
+        raise InputError(
+            f"{path} is judged by protocol {listed.about.protocol}, by which training does not test yet. To train and "
+            f"test on its training half alone: metricweight data {path} --where \"split == 'train'\" --out train.csv"
+        )
+    paths = [listed.root / item for item in table["path"]]
+    members = table["member"].tolist()
+    sizes = {}
+    for row, item in enumerate(paths):
+        if item not in sizes:
+            try:
+                sizes[item] = item.stat().st_size
+            except OSError:
+                raise InputError(f"{manifest.place(path, row)}: {item} is not there.") from None
+    numbers, first, labels = np.unique(table["label"].to_numpy(), return_index=True, return_inverse=True)
+    names = table["label_name"].iloc[first].astype(str)
+    classes = [name or str(number) for number, name in zip(numbers, names, strict=True)]
+    splits = {name: np.flatnonzero(rows) for name, rows in there.items() if name != "all"}
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
     def read(indices: Indices) -> Tensor:
-        return torch.stack(list(pool.map(lambda i: decode(paths[i], size, channels), indices)))
+        return torch.stack(list(pool.map(lambda i: decode(paths[i], size, channels, members[i]), indices)))
 
-    listed = "\n".join(f"{os.path.relpath(path, root)} {label} {path.stat().st_size}" for path, label in rows)
-    stamp = hashlib.sha256(listed.encode()).hexdigest()
-    return Images(read, labels, classes, [str(path) for path in paths], channels, stamp)
+    known = zip(table["path"], table["member"], table["label"], table["split"], map(sizes.get, paths), strict=True)
+    stamp = hashlib.sha256("\n".join(" ".join(map(str, row)) for row in known).encode()).hexdigest()
+    titles = [str(item) if member < 0 else f"{item}:{member}" for item, member in zip(paths, members, strict=True)]
+    return Images(read, labels.reshape(-1), classes, titles, channels, stamp, splits)
 
 
-def decode(path: Path, size: int, channels: int) -> Tensor:
-    """One picture as uint8 [C, S, S]; see `folder`."""
-    try:
-        with Image.open(path) as opened:
-            opened.draft("RGB", (size, size))  # JPEG: decode no more pixels than needed
-            picture = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}); mend it or take it out.") from None
+def decode(path: Path, size: int, channels: int, member: int = -1) -> Tensor:
+    """One picture as uint8 [C, S, S]; see `from_manifest`, and `open_picture` for `member`."""
+    picture = open_picture(path, member, at_least=size).convert("L" if channels == 1 else "RGB")
     fitted = ImageOps.fit(picture, (size, size), method=Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(fitted)).reshape(size, size, channels).permute(2, 0, 1)
 
 
-def _rows_of_folder(root: Path) -> list[tuple[Path, str]]:
-    rows = []
-    for directory in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        for path in sorted(directory.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
-                rows.append((path, directory.name))
-    if not rows:
-        raise InputError(
-            f"{root} holds no pictures in class folders; expected {root}/CLASS/picture.jpg "
-            f"({', '.join(sorted(s[1:] for s in SUFFIXES))})."
-        )
-    return rows
+def open_picture(path: Path, member: int = -1, at_least: int | None = None) -> Image.Image:
+    """The picture of a row of a manifest, all of it in memory, in its own mode, turned as its EXIF tag says.
 
+    path      a picture; or an .npy of pictures, uint8 [N, H, W] or [N, H, W, 3], which is mapped into memory once
+    member    which picture of the .npy, from 0 on; -1 for a picture that has its file to itself
+    at_least  a JPEG may come at a half, quarter or eighth of its size where its shorter side stays this long, which
+              is faster; None: at its full size
 
-def _rows_of_csv(path: Path) -> list[tuple[Path, str]]:
-    import pandas as pd
-
+    Raises InputError, with the name, for what cannot be read and for a member that is not there.
+    """
+    if path.suffix.lower() == ".npy":
+        return _open_member(path, member)
+    if member != -1:
+        raise InputError(f"{path} is not an .npy of pictures, so it has no member {member}; a picture has member -1.")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a CSV file: {error}") from None
-    for column in ("path", "label"):
-        if column not in table:
-            raise InputError(
-                f"{path} has no column '{column}'; it has {', '.join(map(repr, table.columns))}. "
-                "Needed: 'path' and 'label'."
-            )
-    rows = [(path.parent / item, label) for item, label in zip(table["path"], table["label"], strict=True)]
-    if not rows:
-        raise InputError(f"{path} has no rows; needed: one per picture.")
-    for number, (item, label) in enumerate(rows, start=2):
-        if not label.strip():
-            raise InputError(f"{path}, row {number}: {item} has no label.")
-        if not item.is_file():
-            raise InputError(f"{path}, row {number}: {item} is not there.")
-    return rows
+        with Image.open(path) as opened:
+            if at_least:
+                opened.draft("RGB", (at_least, at_least))
+            return ImageOps.exif_transpose(opened)
+    except Exception as error:  # a damaged file fails in many ways, all of them meaning the same
+        raise InputError(f"{path} cannot be read as a picture ({error}); mend it or take it out.") from None
+
+
+def _open_member(path: Path, member: int) -> Image.Image:
+    try:
+        state = path.stat()
+        pictures = _mapped(path, state.st_mtime_ns, state.st_size, state.st_ino)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read as an .npy of pictures ({error}); write it anew.") from None
+    if not 0 <= member < len(pictures):
+        raise InputError(f"{path} has no member {member}; it holds {len(pictures):,} pictures, from member 0 on.")
+    return Image.fromarray(np.array(pictures[member]))
+
+
+@lru_cache(maxsize=16)
+def _mapped(path: Path, *state: int) -> NDArray[np.uint8]:
+    """An .npy of pictures, not read yet; `state` of the file: one that was written anew is not the one of before."""
+    pictures = np.load(path, mmap_mode="r")
+    shape = list(pictures.shape)
+    if pictures.dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)) or 0 in shape:
+        raise InputError(f"{path} must hold uint8 [N, H, W] or [N, H, W, 3], got {pictures.dtype} {shape}.")
+    return pictures  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ judged. A CSV file with `path` and `label` alone, or a folder of class folders, 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -159,9 +160,10 @@ def read(path: Path, root: Path | None = None, accept: bool = False) -> Manifest
     if about and not accept:
         _check_unchanged(path, about)
     known = about or About(path.stem)
-    header = 2 if suffix == ".csv" else 1
     raw = _read_csv(path, typed=about is not None) if suffix == ".csv" else _read_parquet(path)
-    table = complete(raw, lambda row: f"{path}, row {row + header}", str(path))
+    if about is None:
+        raw = _with_numbered_labels(raw, partial(place, path))
+    table = complete(raw, partial(place, path), str(path))
     if root is None:
         root = path.parent / known.root
     return Manifest(table, root, known)
@@ -205,6 +207,11 @@ def sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
+def place(path: Path, row: int) -> str:
+    """Where row i of a table, from 0 on, stands in its file; the header of a CSV file is its row 1."""
+    return f"{path}, row {row + (2 if path.suffix.lower() == '.csv' else 1)}"
+
+
 def complete(raw: "pd.DataFrame", where: Callable[[int], str], what: str) -> "pd.DataFrame":
     """A table with all columns of `COLUMNS`, in their order and dtypes, checked; further columns follow.
 
@@ -221,7 +228,6 @@ def complete(raw: "pd.DataFrame", where: Callable[[int], str], what: str) -> "pd
             raise InputError(f"{what} has no column '{name}'; it has {there}. Needed: 'path' and 'label'.")
     if not len(raw):
         raise InputError(f"{what} has no rows; needed: one per picture.")
-    raw = _with_numbered_labels(raw, where)
     columns: dict[str, Any] = {}
     for name, (dtype, default, _) in COLUMNS.items():
         if name in raw:
@@ -488,13 +494,13 @@ def _with_numbered_labels(raw: "pd.DataFrame", where: Callable[[int], str]) -> "
     """Labels that are text become numbers, unless all of them read as numbers."""
     import pandas as pd
 
-    labels = raw["label"]
-    if pd.api.types.is_numeric_dtype(labels):
+    labels = raw.get("label")
+    if labels is None or pd.api.types.is_numeric_dtype(labels):
         return raw
     text = labels.astype(str)
     empty = np.flatnonzero(text.str.strip() == "")
     if len(empty):
-        raise InputError(f"{where(int(empty[0]))}: {raw['path'].iloc[empty[0]]} has no label.")
+        raise InputError(f"{where(int(empty[0]))}: the label is empty.")
     if text.str.fullmatch("0|-?[1-9][0-9]{0,17}").all():
         return raw.assign(label=text.astype("int64"))
     names, numbers = np.unique(text.to_numpy(dtype=object), return_inverse=True)
@@ -524,7 +530,8 @@ def _cast(values: "pd.Series[Any]", name: str, where: Callable[[int], str]) -> "
         kind = f"a whole number of at most {limit.max:,}" if limit.bits < 64 else "a whole number"
     rows = np.flatnonzero(wrong)
     if len(rows):
-        raise InputError(f"{where(int(rows[0]))}: {name} '{values.iloc[rows[0]]}' is not {kind}.")
+        given = str(values.iloc[rows[0]])
+        raise InputError(f"{where(int(rows[0]))}: {name} {given!r} is not {kind}.")
     return found.astype(dtype)  # type: ignore[call-overload, no-any-return]
 
 

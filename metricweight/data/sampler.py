@@ -6,7 +6,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from metricweight.checks import InputError
-from metricweight.data.images import Indices
+from metricweight.data.split import Indices
 
 
 class ClassBalancedSampler(Sampler[list[int]]):

@@ -3,9 +3,11 @@
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metricweight.checks import InputError
-from metricweight.data.images import Indices
+
+Indices = NDArray[np.int64]
 
 
 def split_by_class(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from metricweight.checks import InputError
 from metricweight.data import glyphs, transforms
-from metricweight.data.images import Images, Indices, digits, folder
-from metricweight.data.split import split_by_class
+from metricweight.data.images import Images, digits, from_manifest
+from metricweight.data.split import Indices, split_by_class
 from metricweight.files import write_arrays
 from metricweight.progress import say, track
 from metricweight.settings import DataSettings
@@ -23,7 +23,7 @@ SPLITS = ("train", "validation", "test")
 def embed(run: Path, data: str | None, split: str | None, out: Path | None, overwrite: bool) -> Path:
     """Writes the embeddings of pictures, by the network of a run, and returns the file.
 
-    data   "glyphs", "digits", a folder of class folders, or a CSV; None: the data of the run
+    data   "glyphs", "digits", a folder of class folders, a CSV or a manifest; None: the data of the run
     split  "train", "validation", "test" or "all"; None: test for the data of the run, all for other data
     out    an .npz file; None: RUN/embeddings[-DATA][-SPLIT].npz, without DATA for that of the run, without SPLIT if
            it was not given
@@ -68,15 +68,30 @@ def load_images(data: DataSettings, channels: int | None = None) -> Images:
     if data.source == "digits":
         return digits(data.size)
     if data.root is None:
-        raise InputError("setting data.root is needed: a folder of class folders, or a CSV with path and label.")
+        raise InputError(
+            "setting data.root is needed: a folder of class folders, a CSV with path and label, or a manifest."
+        )
     if data.transform == "distort":
         raise InputError("data.transform=distort is for the glyphs; use crop or none for pictures.")
     room = round(data.size * 8 / 7) if data.transform == "crop" else data.size
-    return folder(data.root, room, channels or 3)
+    return from_manifest(data.root, room, channels or 3)
 
 
 def splits_of(images: Images, data: DataSettings) -> dict[str, Indices]:
-    return split_by_class(images.labels, test=data.test, validation=data.validation, order=data.order, seed=data.seed)
+    """Indices of "train", "validation" and "test": those of the data where they have a train and a test half, with
+    classes of the former held out to validate on if it has none for that; else split by class."""
+    own = images.splits
+    if not {"train", "test"} <= own.keys():
+        return split_by_class(
+            images.labels, test=data.test, validation=data.validation, order=data.order, seed=data.seed
+        )
+    splits = {"validation": np.arange(0), **own}
+    if "validation" not in own and data.validation:
+        labels = images.labels[own["train"]]
+        share = max(data.validation, 2 / len(np.unique(labels)))
+        held_out = split_by_class(labels, test=share, validation=0, order=data.order, seed=data.seed)
+        splits["train"], splits["validation"] = (own["train"][held_out[name]] for name in ("train", "test"))
+    return splits
 
 
 def seen(images: Images, indices: Indices, data: DataSettings, training: tuple[int, int] | None = None) -> Tensor:

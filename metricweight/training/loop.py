@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metricweight.checks import InputError, Interrupted
-from metricweight.data.images import Images, Indices
+from metricweight.data.images import Images
 from metricweight.data.sampler import ClassBalancedSampler
+from metricweight.data.split import Indices
 from metricweight.files import write_text
 from metricweight.models.heads import embedder
 from metricweight.progress import say, track

@@ -1,0 +1,277 @@
+"""The manifest: what is read is what was written, and what is wrong is said with its row."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from metricweight._data_tools.prepare import prepare
+from metricweight._data_tools.source import Options
+from PIL import Image
+
+from metricweight.checks import InputError
+from metricweight.data import manifest
+from metricweight.data.manifest import About, Manifest
+
+FULL = pd.DataFrame(
+    {
+        "path": [f"a/{i}.jpg" for i in range(6)],
+        "label": [2**31 + 5, 2**31 + 5, 1, 1, 0, -1],
+        "label_name": ['é, "x"', 'é, "x"', "NA", "NA", "", "None"],
+        "super_label": [3, 3, 4, 4, -1, -1],
+        "clean_label": [2**31 + 5, 1, 1, 1, 0, -1],
+        "is_noisy": [False, True, False, False, False, False],
+        "split": ["train", "train", "test", "test", "test", "test"],
+        "is_junk": [False, False, False, False, False, True],
+        "is_distractor": [False, False, False, False, True, False],
+        "is_query": [False, False, True, False, False, False],
+        "is_gallery": [False, False, False, True, True, True],
+        "camera": [1, 1, 2, 3, 1, 6],
+        "sequence": [1, 2, 1, 1, 1, 1],
+        "tracklet": [0, 0, 1, 2, 3, 4],
+        "frame": [1, 2, 1, 1, 1, 1],
+        "x1": [0.5, np.nan, 0, 0, 0, 0],
+        "y1": [1.5, np.nan, 0, 0, 0, 0],
+        "x2": [20.25, np.nan, 1, 1, 1, 1],
+        "y2": [21, np.nan, 1, 1, 1, 1],
+        "fold": [0, 0, -1, -1, -1, -1],
+        "note": ["", "mine", "", "", "", ""],
+    }
+)
+
+
+def whole(table=FULL, **about):
+    table = manifest.complete(table, lambda row: f"row {row}", "the table")
+    return Manifest(table, about.pop("root", None) or manifest.Path("."), About("mine", **about))
+
+
+@pytest.fixture(params=[".csv", ".parquet"])
+def file(request, tmp_path):
+    return tmp_path / f"mine{request.param}"
+
+
+def test_what_is_written_is_read_again(file):
+    written = whole(protocol="inshop", super_names={"3": "bicycle"}, history=["made by hand"], root=file.parent / "raw")
+    manifest.write(written, file)
+    found = manifest.read(file)
+    pd.testing.assert_frame_equal(found.table, written.table, check_categorical=False)
+    assert found.table["label"].tolist() == FULL["label"].tolist()
+    assert found.root == file.parent / "raw"
+    assert found.about.protocol == "inshop"
+    assert found.about.super_names == {"3": "bicycle"}
+    assert found.about.counts["train"] == {"images": 2, "labels": 1, "tracklets": 1}
+    assert found.about.counts["query"] == {"images": 1, "labels": 1, "tracklets": 1}
+    assert found.about.counts["gallery"] == {"images": 3, "labels": 1, "tracklets": 3}
+    assert found.about.counts["junk"]["images"] == found.about.counts["distractor"]["images"] == 1
+
+
+def test_a_column_that_says_nothing_is_not_written_and_comes_back(tmp_path):
+    table = pd.DataFrame({"path": ["a.png", "b.png"], "label": [3, 4], "split": ["train", "test"]})
+    manifest.write(whole(table), tmp_path / "m.csv")
+    assert (tmp_path / "m.csv").read_text() == "path,label,split\na.png,3,train\nb.png,4,test\n"
+    found = manifest.read(tmp_path / "m.csv").table
+    assert found["is_query"].tolist() == found["is_gallery"].tolist() == [False, True]
+    assert found["clean_label"].tolist() == [3, 4]
+    assert found["camera"].tolist() == [-1, -1]
+    assert found["x1"].isna().all()
+
+
+def test_a_manifest_moves_with_pictures_below_it_and_points_at_others(tmp_path):
+    inside, outside = tmp_path / "data" / "m.csv", tmp_path / "elsewhere" / "m.csv"
+    manifest.write(whole(root=tmp_path / "data" / "pictures"), inside)
+    manifest.write(whole(root=tmp_path / "data" / "pictures"), outside)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert manifest.read(tmp_path / "moved" / "m.csv").root == tmp_path / "moved" / "pictures"
+    assert manifest.read(outside).root == tmp_path / "data" / "pictures"
+    assert manifest.read(outside, root=tmp_path / "moved").root == tmp_path / "moved"
+
+
+def change(column, row, value):
+    def changed(text):
+        table = pd.read_csv(text, dtype=str, keep_default_na=False)
+        table.loc[row, column] = value
+        table.to_csv(text, index=False)
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (change("label", 3, "one"), "row 5: label 'one' is not a whole number"),
+        (change("label", 3, "1.5"), "row 5: label '1.5' is not a whole number"),
+        (change("label", 3, ""), "row 5: (label '' is not a whole number|the label is empty)"),
+        (change("label", 3, "-2"), "row 5: label -2 is below -1"),
+        (change("label", 3, "-1"), "row 5: label -1 with is_junk False"),
+        (change("camera", 4, "70000"), "row 6: camera '70000' is not a whole number of at most 32,767"),
+        (change("camera", 1, "2"), "row 3: tracklet 0 has camera 2 here and 1 above"),
+        (change("label", 1, "7"), "row 3: tracklet 0 has label 7 here and 2147483653 above"),
+        (change("frame", 1, "1"), "row 3: tracklet 0 has two frames numbered 1"),
+        (change("split", 2, "val"), "row 4: split 'val' is not one of train, validation, test, all"),
+        (change("is_query", 4, "True"), "row 6: junk and distractors search for nothing"),
+        (change("is_query", 0, "maybe"), "row 2: is_query 'maybe' is not true or false"),
+        (change("is_noisy", 1, "0"), "row 3: label 2147483653 is not clean_label 1"),
+        (change("x2", 0, "0.25"), r"row 2: the box \[0.5, 1.5, 0.25, 21.0\] has no area"),
+        (change("y1", 0, ""), r"row 2: the box \[0.5, nan, 20.25, 21.0\] has no area"),
+        (change("y1", 0, "wide"), "row 2: y1 'wide' is not a number"),
+        (change("path", 5, "a/0.jpg"), "row 7: a/0.jpg is there already"),
+        (change("path", 5, " "), "row 7: the path is empty"),
+        (change("path", 5, r"a\5.jpg"), r"row 7: a\\5.jpg has a \\"),
+        (lambda path: path.write_text("path,lable\na,1\n"), "no column 'label'; it has 'path', 'lable'"),
+        (lambda path: path.write_text("path,label\n"), "has no rows"),
+        (lambda path: path.write_text("path,label\na,1\nb,2,3\n"), "line 3"),
+        (lambda path: path.write_bytes(b"path,label\n\xff\xfe,1\n"), "cannot be read as a CSV"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_said_with_its_row(tmp_path, fault, words):
+    path = tmp_path / "m.csv"
+    table = FULL.drop(columns="note")
+    manifest.write(whole(table), path)
+    fault(path)
+    for sidecar in (True, False):
+        if not sidecar:
+            manifest.sidecar(path).unlink()
+        if words.startswith("row 5: label '") and not sidecar:
+            continue  # labels without a sidecar may be text
+        with pytest.raises(InputError, match=words):
+            manifest.read(path, accept=True)
+
+
+def test_ones_and_zeros_are_true_and_false(tmp_path):
+    (tmp_path / "m.csv").write_text("path,label,split,is_query\na.png,1,test,1\nb.png,1,test,0\nc.png,1,test,TRUE\n")
+    assert manifest.read(tmp_path / "m.csv").table["is_query"].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda text: text[: text.index("a/4.jpg")],
+        lambda text: text.replace("a/3.jpg", "a/4.jpg", 1).replace("a/4.jpg", "a/3.jpg", 1),
+        lambda text: text.replace("train", "trajn", 1),
+    ],
+)
+def test_a_table_that_is_not_the_one_that_was_written_is_refused_until_it_is_accepted(metricweight, tmp_path, fault):
+    path = tmp_path / "m.csv"
+    manifest.write(whole(), path)
+    path.write_text(fault(path.read_text()).replace("trajn", "train"))
+    change("note", 0, "changed")(path)
+    with pytest.raises(InputError, match=r"train 2.*metricweight data .*m.csv --accept"):
+        manifest.read(path)
+    code, out, err = metricweight("data", path, "--accept")
+    assert code == 0, err
+    assert "mine" in out
+    assert manifest.read(path).about.history[-1] == "accepted as it is"
+
+
+def test_a_sidecar_that_is_none_or_too_new_is_refused(tmp_path):
+    path = tmp_path / "m.csv"
+    manifest.write(whole(), path)
+    about = json.loads(manifest.sidecar(path).read_text())
+    manifest.sidecar(path).write_text(json.dumps({**about, "schema": 99}))
+    with pytest.raises(InputError, match=r"later version of metricweight \(schema 99\)"):
+        manifest.read(path)
+    manifest.sidecar(path).write_text("{}")
+    with pytest.raises(InputError, match="not the sidecar of a manifest"):
+        manifest.read(path)
+
+
+def test_nothing_is_replaced_unless_it_is_asked_for(tmp_path):
+    manifest.write(whole(), tmp_path / "m.csv")
+    before = (tmp_path / "m.csv").read_bytes()
+    with pytest.raises(InputError, match="already there; add --overwrite"):
+        manifest.write(whole(FULL[:2]), tmp_path / "m.csv")
+    assert (tmp_path / "m.csv").read_bytes() == before
+    manifest.write(whole(FULL[:2]), tmp_path / "m.csv", overwrite=True)
+    assert len(manifest.read(tmp_path / "m.csv")) == 2
+    with pytest.raises(InputError, match=r"written to \.csv or \.parquet"):
+        manifest.write(whole(), tmp_path / "m.txt")
+
+
+def test_labels_in_text_are_numbered_and_keep_their_names(tmp_path):
+    (tmp_path / "m.csv").write_text("path,label\na.png,wren\nb.png,NA\nc.png,wren\n")
+    found = manifest.read(tmp_path / "m.csv").table
+    assert found["label"].tolist() == [1, 0, 1]
+    assert found["label_name"].tolist() == ["wren", "NA", "wren"]
+    (tmp_path / "m.csv").write_text("path,label\na.png,01\nb.png,1\n")  # these are two
+    assert manifest.read(tmp_path / "m.csv").table["label_name"].tolist() == ["01", "1"]
+    (tmp_path / "m.csv").write_text(f"path,label\na.png,{2**53 + 1}\nb.png,{2**53}\n")
+    assert manifest.read(tmp_path / "m.csv").table["label"].tolist() == [2**53 + 1, 2**53]
+
+
+def test_a_filter_keeps_what_it_says_and_is_remembered(metricweight, tmp_path):
+    manifest.write(whole(), tmp_path / "m.csv")
+    code, _, err = metricweight("data", "m.csv", "--where", "camera == 1 and split != 'train'", "--out", "part.csv")
+    assert code == 0, err
+    part = manifest.read(tmp_path / "part.csv")
+    assert part.table["path"].tolist() == ["a/4.jpg"]
+    assert part.about.history == ["rows where camera == 1 and split != 'train'"]
+    for expression in ("kamera == 1", "camera ==", "import os"):
+        code, _, err = metricweight("data", "m.csv", "--where", expression)
+        assert code == 2
+        assert "cannot be used" in err
+    code, _, err = metricweight("data", "m.csv", "--where", "camera == 77")
+    assert code == 2
+    assert "no row of mine is left" in err
+
+
+def test_the_summary_counts_labels_by_their_images(metricweight, tmp_path):
+    labels = [1] * 3 + [2] * 3 + [3] * 5
+    table = pd.DataFrame({"path": [f"{i}.png" for i in range(11)], "label": labels, "split": "train"})
+    manifest.write(whole(table), tmp_path / "m.csv")
+    code, out, err = metricweight("data", "m.csv", "--json")
+    assert code == 0, err
+    assert json.loads(out)["parts"] == {"train": {"images": 11, "labels": 3, "per_label": {"3": 2, "5": 1}}}
+    _, out, _ = metricweight("data", "m.csv")
+    chart = out[out.index("images per label, train") :].splitlines()[1:]
+    bars = {line.split()[0]: line.split()[-1] for line in chart if line.strip()}
+    assert bars == {"3": "2", "4": "0", "5": "1"}
+
+
+# ---- data of one's own
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for species in "abcdef":
+        for number in range(3):
+            path = tmp_path / "photos" / species / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (12, 12), (40 * number, ord(species), 0)).save(path)
+    return tmp_path / "photos"
+
+
+def test_a_folder_of_class_folders_is_split_by_class_with_a_seed(metricweight, photos, tmp_path):
+    code, _, err = metricweight("prepare", "folder", "--root", photos, "--out", "m.csv", "--seed", 1)
+    assert code == 0, err
+    table = manifest.read(tmp_path / "m.csv").table
+    assert table.groupby("label_name", observed=True)["split"].nunique().eq(1).all()
+    assert table["split"].value_counts().to_dict() == {"train": 9, "test": 9}
+    others = []
+    for seed in range(8):
+        prepare("folder", photos, tmp_path / f"{seed}.csv", Options(seed=seed))
+        others.append(tuple(manifest.read(tmp_path / f"{seed}.csv").table["split"]))
+    assert others[1] == tuple(table["split"])
+    assert len(set(others)) > 1
+
+
+def test_the_last_classes_are_tested_on_where_the_order_is_given(photos, tmp_path):
+    made = prepare("folder", photos, tmp_path / "m.csv", Options(order="given", test=0.34, validation=0.5))
+    by_name = made.table.groupby("label_name", observed=True)["split"].first().to_dict()
+    assert by_name == {"a": "train", "b": "train", "c": "validation", "d": "validation", "e": "test", "f": "test"}
+
+
+def test_a_table_keeps_its_own_splits_and_says_where_a_picture_is_missing(photos, tmp_path):
+    table = tmp_path / "mine.csv"
+    table.write_text("path,label,split\nphotos/a/0.png,x,test\nphotos/b/0.png,y,train\n")
+    made = prepare("csv", table, tmp_path / "m.csv", Options())
+    assert made.table["split"].tolist() == ["test", "train"]
+    with pytest.raises(InputError, match="split already"):
+        prepare("csv", table, tmp_path / "n.csv", Options(test=0.5))
+    table.write_text("path,label\nphotos/a/0.png,x\nphotos/a/0.PNG,y\n")
+    with pytest.raises(InputError, match=r"mine.csv, row 3: .*0.PNG is missing \(there is 0.png"):
+        prepare("csv", table, tmp_path / "n.csv", Options())
+
+
+def test_an_option_of_another_data_set_is_refused(photos, tmp_path):
+    with pytest.raises(InputError, match="--fold is not for folder"):
+        prepare("folder", photos, tmp_path / "m.csv", Options(fold=2))
