@@ -1,6 +1,7 @@
 """Imports point down, and nothing heavy is loaded before it is used."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,29 @@ def test_each_heavy_package_lives_in_one_file_and_is_loaded_there_when_it_is_use
             assert str(path.relative_to(PACKAGE)) in ONE_FILE_ONLY[package].split()
         if on_load and package in {*ONE_FILE_ONLY, "pandas"}:
             assert WITH_THEIR_FILE.get(path.name) == package, f"with {path}"
+
+
+DATA_TOOLS = Path(importlib.import_module("metricweight._data_tools").__path__[0])
+
+
+@pytest.mark.parametrize("path", sorted(DATA_TOOLS.rglob("*.py")), ids=lambda path: str(path.relative_to(DATA_TOOLS)))
+def test_converters_stand_on_the_data_floor_and_load_what_is_heavy_when_they_use_it(path):
+    tree = ast.parse(path.read_text())
+    on_load = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "metricweight" and len(parts) > 1:
+                assert parts[1] in ("checks", "files", "progress", "data"), name
+            if id(node) in on_load:
+                assert parts[0] not in {*ONE_FILE_ONLY, "pandas", "torch"}, name
+
+
+def test_the_list_of_data_sets_is_made_without_torch_or_pandas():
+    assert not {"torch", "pandas", "scipy"} & loaded_by("import metricweight._data_tools.prepare")
 
 
 def loaded_by(code):

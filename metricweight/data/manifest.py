@@ -69,6 +69,7 @@ COLUMNS = {
     "fold": Column("int16", -1, "of cross-validation"),
 }
 BOX = ["x1", "y1", "x2", "y2"]
+CONSTANT = ["label", "camera", "split", "is_query"]  # in a tracklet
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,7 @@ def problems(table: "pd.DataFrame") -> Iterator[Problem]:
         yield from found(
             "box", wrong, lambda row: f"the box {[float(row[x]) for x in BOX]} has no area; x1 < x2, y1 < y2."
         )
-    frames = table[table["tracklet"] >= 0]
+    frames = table.loc[table["tracklet"] >= 0, ["tracklet", "frame", *CONSTANT]]
     if len(frames):
         yield from _problems_of_tracklets(frames)
 
@@ -296,7 +297,7 @@ def problems(table: "pd.DataFrame") -> Iterator[Problem]:
 def _problems_of_tracklets(frames: "pd.DataFrame") -> Iterator[Problem]:
     """Frames of one tracklet have one label, camera and split, and each a place of its own."""
     first = frames.drop_duplicates("tracklet").set_index("tracklet")
-    for name in ("label", "camera", "split", "is_query"):
+    for name in CONSTANT:
         expected = first[name].reindex(frames["tracklet"]).to_numpy()
         rows = np.flatnonzero(frames[name].to_numpy() != expected)
         if len(rows):
