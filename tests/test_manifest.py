@@ -76,6 +76,21 @@ def test_a_column_that_says_nothing_is_not_written_and_comes_back(tmp_path):
     assert found["x1"].isna().all()
 
 
+def test_all_but_training_junk_and_distractors_search_where_nothing_is_said(tmp_path):
+    table = FULL[["path", "label", "split", "is_junk", "is_distractor"]].copy()
+    table.loc[2, "split"] = "validation"
+    found = whole(table).table
+    assert found["is_query"].tolist() == [False, False, True, True, False, False]
+    assert found["is_gallery"].tolist() == [False, False, True, True, True, True]
+    assert "query" not in manifest.counts(found)  # whoever searches is searched, junk and distractors apart
+
+
+def test_frames_of_a_tracklet_are_queries_together():
+    table = FULL.assign(tracklet=[0, 0, 1, 1, 2, 3], camera=1, frame=range(6))
+    with pytest.raises(InputError, match="row 3: tracklet 1 has is_query False here and True above"):
+        whole(table)
+
+
 def test_a_manifest_moves_with_pictures_below_it_and_points_at_others(tmp_path):
     inside, outside = tmp_path / "data" / "m.csv", tmp_path / "elsewhere" / "m.csv"
     manifest.write(whole(root=tmp_path / "data" / "pictures"), inside)
@@ -103,6 +118,11 @@ def change(column, row, value):
         (change("label", 3, ""), "row 5: (label '' is not a whole number|the label is empty)"),
         (change("label", 3, "-2"), "row 5: label -2 is below -1"),
         (change("label", 3, "-1"), "row 5: label -1 with is_junk False"),
+        (change("is_junk", 3, "True"), "row 5: label 1 with is_junk True"),
+        (change("is_query", 0, "True"), "row 2: a query cannot be in the split train"),
+        (change("split", 1, "validation"), "row 3: tracklet 0 has split validation here and train above"),
+        (change("tracklet", 3, "1"), "row 5: tracklet 1 has camera 3 here and 2 above"),
+        (change("y2", 0, "1"), r"row 2: the box \[0.5, 1.5, 20.25, 1.0\] has no area"),
         (change("camera", 4, "70000"), "row 6: camera '70000' is not a whole number of at most 32,767"),
         (change("camera", 1, "2"), "row 3: tracklet 0 has camera 2 here and 1 above"),
         (change("label", 1, "7"), "row 3: tracklet 0 has label 7 here and 2147483653 above"),
@@ -204,7 +224,9 @@ def test_a_filter_keeps_what_it_says_and_is_remembered(metricweight, tmp_path):
     assert code == 0, err
     part = manifest.read(tmp_path / "part.csv")
     assert part.table["path"].tolist() == ["a/4.jpg"]
-    assert part.about.history == ["rows where camera == 1 and split != 'train'"]
+    history = ["rows where camera == 1 and split != 'train'"]
+    assert part.about.history == history
+    assert manifest.matching(part, "frame == 1").about.history == [*history, "rows where frame == 1"]
     for expression in ("kamera == 1", "camera ==", "import os"):
         code, _, err = metricweight("data", "m.csv", "--where", expression)
         assert code == 2
