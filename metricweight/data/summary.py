@@ -1,6 +1,7 @@
 """What a manifest holds, in words and in numbers."""
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,5 +65,5 @@ def _histogram(sizes: NDArray[np.integer[Any]]) -> str:
     )
 
 
-def _noise(noise: Any) -> str:
-    return ", ".join(f"{key} {value}" for key, value in noise.items() if not isinstance(value, (dict, list)))
+def _noise(noise: Mapping[str, Any]) -> str:
+    return f"noise {noise['kind']}, realised {noise['realised']:.4f}"
