@@ -21,18 +21,20 @@ def convert(root: Path, options: Options) -> Converted:
     path_of, label_of, box_of = _by_id(images), _by_id(labels), _by_id(boxes)
     names = {whole(key, classes, line, "class"): name for key, (line, name) in _by_id(classes).items()}
     for other, of in ((labels, label_of), (boxes, box_of)):
-        if lacking := path_of.keys() ^ of.keys():
-            raise wrong(images, path_of.get(min(lacking), (1, ""))[0], f"image {min(lacking)} is not in {other} too.")
+        for file, has, lacks, has_not in ((images, path_of, other, of), (other, of, images, path_of)):
+            if lacking := has.keys() - has_not.keys():
+                line, key = min((has[key][0], key) for key in lacking)
+                raise wrong(file, line, f"image {key} is not in {lacks}.")
     rows = []
+    lines_of: dict[str, int] = {}
     for key, (line, path) in path_of.items():
         label = whole(label_of[key][1], labels, label_of[key][0], "class")
         name = names.get(label)
         if name is None or path.split("/")[0] != name:
             raise wrong(labels, label_of[key][0], f"class {label} is {name} in {classes}, but image {key} is {path}.")
-        try:
-            x, y, width, height = map(float, box_of[key][1].split(" "))
-        except ValueError:
-            raise wrong(boxes, box_of[key][0], f"'{box_of[key][1]}' is not x y width height.") from None
+        if lines_of.setdefault(path, line) != line:
+            raise wrong(images, line, f"{path} is there already, in line {lines_of[path]}.")
+        x, y, width, height = _box(boxes, *box_of[key])
         split = "train" if label <= LAST_TRAINED else "test"
         rows.append((f"images/{path}", label, name, split, x, y, x + width, y + height, line))
     columns = ["path", "label", "label_name", "split", "x1", "y1", "x2", "y2", "line"]
@@ -40,6 +42,16 @@ def convert(root: Path, options: Options) -> Converted:
     listed = table.pop("line")
     notes = check_there(root, table["path"].tolist(), lambda i: f"{images}, line {listed[i]}")
     return Converted(table, "CUB_200_2011 with images.txt", root, [images, labels, boxes, classes], notes=notes)
+
+
+def _box(path: Path, line: int, text: str) -> list[float]:
+    try:
+        box = [float(number) for number in text.split(" ")]
+    except ValueError:
+        box = []
+    if len(box) != 4 or not (box[2] > 0 and box[3] > 0):
+        raise wrong(path, line, f"'{text}' is not x y width height.")
+    return box
 
 
 def _by_id(path: Path) -> dict[str, tuple[int, str]]:

@@ -61,7 +61,7 @@ class Replica:
     """How a tiny copy of a data set is written.
 
     write    (folder, layout, size) -> the rows that a right converter finds. `size`: 1 is the smallest that is of use,
-             n has n times the labels
+             n has n times the labels, or the pictures where the labels are always the same
     layouts  the forms that it comes in; the first is the usual one
     """
 
@@ -123,7 +123,7 @@ def lines(path: Path) -> list[str]:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, byte {error.start}: not UTF-8 text; the file is damaged.") from None
-    found = text.replace("\r\n", "\n").split("\n")
+    found = text.split("\n")
     if found[-1] == "":
         found.pop()
     if not found:

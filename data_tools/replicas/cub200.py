@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from metricweight.checks import InputError
+
 from .products import product, save
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 def write(root: Path, layout: str, size: int) -> "pd.DataFrame":
     import pandas as pd
 
+    if size > 25:
+        raise InputError(f"the replica has 4 training labels at size 1 and 100 at most; got --size {size}.")
     base = root / "CUB_200_2011"
     random = np.random.default_rng(200)
     names = ("images", "image_class_labels", "train_test_split", "bounding_boxes")
