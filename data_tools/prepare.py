@@ -28,7 +28,7 @@ def prepare(
     folds         numbers folds of the training labels in the column `fold`
     allow_counts  go on where there are not as many pictures, labels or tracklets as there should be
 
-    Raises InputError, before anything is written, for what is not as the data set has it, with file and line.
+    Raises InputError, before the manifest is written, for what is not as the data set has it, with file and line.
     """
     dataset = named(name)
     allowed = {"pictures", *dataset.options, *(["seed"] if folds else [])}

@@ -187,9 +187,11 @@ def mat(path: Path) -> dict[str, Any]:
     """The variables of a MATLAB 5 file, as SciPy reads them. Raises InputError for a file that is damaged."""
     from scipy.io import loadmat
 
+    if not path.is_file():
+        raise InputError(f"{path} is not there.")
     try:
         return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except Exception as error:  # a damaged file fails in many ways, all of them meaning the same
         raise InputError(f"{path} is damaged or not a MATLAB 5 file: {error}") from None

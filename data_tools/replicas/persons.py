@@ -2,8 +2,8 @@
 
 A person has a look: clothes and their pattern, hair, a bag, a build. A camera has a tint, a background and a
 viewpoint, a tracklet has light, pace and distance, and in a frame the legs are where they are. Few colours are worn
-by many, and the tints of cameras differ by more than people do, so the mean colour of a picture does not tell who it
-shows.
+by many, and cameras change them, so the mean colour of a picture does not tell who it shows; patterns, hair, bags and
+shapes do.
 """
 
 from collections.abc import Callable
