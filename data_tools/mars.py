@@ -13,6 +13,7 @@ here.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -60,6 +61,19 @@ class _Half(NamedTuple):
 
 
 def convert(root: Path, options: Options) -> Converted:
+    found = listed(root)
+    trained = int((found.rows["split"] == "train").sum())
+
+    def place(row: int) -> str:
+        file, line = (FILES[0], row + 1) if row < trained else (FILES[1], row + 1 - trained)
+        return f"{found.read[0].parent / file}, line {line}"
+
+    notes = check_there(found.root, found.rows["path"].tolist(), place)
+    return replace(found, notes=[*found.notes, *notes])
+
+
+def listed(root: Path) -> Converted:
+    """What lists and tables say, whether the pictures are there or not."""
     import pandas as pd
 
     places = ("info/train_name.txt", "mars/info/train_name.txt", "MARS/info/train_name.txt")
@@ -80,13 +94,6 @@ def convert(root: Path, options: Options) -> Converted:
         parts.append(_rows(half, folder, split, frames, queries, first))
         first += len(half.table)
     table = pd.concat(parts, ignore_index=True)
-    trained = len(train.names)
-
-    def place(row: int) -> str:
-        half, line = (train, row + 1) if row < trained else (test, row + 1 - trained)
-        return f"{half.listed}, line {line}"
-
-    notes += check_there(base, table["path"].tolist(), place)
     nested = any(folder.count("/") for folder in folders)
     layout = f"MARS with info/ and {', '.join(f'{folder}/' for folder in folders)}{' (nested)' if nested else ''}"
     return Converted(table, layout, base, [info / name for name in FILES], "mars-official", notes=notes)

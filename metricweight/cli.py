@@ -245,6 +245,33 @@ def prepare(
 
 
 @app.command()
+def verify(
+    manifest: Annotated[Path, typer.Argument(help=".csv, .parquet, or a folder of class folders.")],
+    root: Annotated[
+        Path | None, typer.Option(help="What its paths begin at.", show_default="what the manifest says")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV file of the findings.", show_default="MANIFEST.findings.csv")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many work at once.", show_default="one per core")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Look at all pictures, also at those known from an earlier run.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON and nothing else.")] = False,
+) -> None:
+    """Look at every picture of a manifest: is it there, whole, there twice, in its box; and say what else to know.
+
+    The exit code is 1 where there are faults. A run that was stopped goes on where it was.
+    """
+    from metricweight._data_tools import verify as tools
+
+    done = tools.verify(manifest, root, out, processes, again)
+    typer.echo(tools.as_json(done) if json else tools.text(done))
+    if done.faults:
+        raise typer.Exit(1)
+
+
+@app.command()
 def data(
     manifest: Annotated[Path, typer.Argument(help=".csv, .parquet, or a folder of class folders.")],
     where: Annotated[
@@ -271,6 +298,39 @@ def data(
     typer.echo(summary.as_json(found) if json else summary.text(found))
     if out is not None and not json:
         typer.echo(f"\nWritten to {out}.")
+
+
+@app.command()
+def noise(
+    manifest: Annotated[
+        Path | None, typer.Argument(help="A clean one; without it, all kinds of noise are listed.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="Which kind, such as sym_excl.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Share of the rows that may change, such as 0.4.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed is the same noise everywhere.", show_default="0")
+    ] = None,
+    count: Annotated[
+        str | None, typer.Option(help="exact, exact_per_class or bernoulli.", show_default="the first of the kind")
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Of the training rows, .npz or .npy, for kinds that compare pictures.")
+    ] = None,
+    listed: Annotated[
+        Path | None, typer.Option("--list", help="Instead of --kind: a published list, with rows path,label.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The noisy manifest, .csv or .parquet.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
+) -> None:
+    """Make labels wrong, or frames strange, in the training rows of a manifest; other rows are never touched."""
+    from metricweight.data import noise as laboratory
+
+    if manifest is None:
+        typer.echo(laboratory.listing())
+        typer.echo("\nmetricweight noise MANIFEST --kind KIND --rate RATE --out noisy.csv")
+        return
+    made = laboratory.make(manifest, out, kind, rate, seed, count, embeddings, listed, overwrite)
+    typer.echo(f"{laboratory.report(made)}\nWritten to {out}.")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -138,4 +139,4 @@ def test_every_part_of_the_package_is_installed():
     parts = {path.parent.relative_to(PACKAGE) for path in FILES}
     listed = Path(PACKAGE.parent / "setup.cfg").read_text()
     for part in parts - {Path(".")}:
-        assert f"metricweight.{part}\n" in listed
+        assert f"metricweight.{str(part).replace(os.sep, '.')}\n" in listed

@@ -14,7 +14,7 @@ NAMES = (
     "T-Shirt", "Shirt", "Knitwear", "Chiffon", "Sweater", "Hoodie", "Windbreaker", "Jacket", "Downcoat", "Suit",
     "Shawl", "Dress", "Vest", "Underwear",
 )  # fmt: skip
-LAYOUTS = ("annotations", "root", "no images folder")
+LAYOUTS = ("annotations", "root", "no_images_folder")
 
 
 def write(root: Path, layout: str, size: int) -> "pd.DataFrame":
@@ -39,10 +39,10 @@ def write(root: Path, layout: str, size: int) -> "pd.DataFrame":
         ("clean_test", "test", size),
     ):
         for number, true in enumerate(random.permutation(np.tile(np.arange(14), each)).tolist()):
-            view = len(noisy) + len(clean) + number
+            view = sum(map(len, keys.values()))
             folder = f"{random.integers(10)}/{random.integers(3):02d}"
             key = f"images/{folder}/{view:010d},{random.integers(1 << 31)}.jpg"
-            place = key.removeprefix("images/") if layout == "no images folder" else key
+            place = key.removeprefix("images/") if layout == "no_images_folder" else key
             save(product(true, view, (40, 48)), root / place)
             keys[part].append(key)
             label = int((true + random.integers(1, 14)) % 14) if random.random() < 0.4 else true

@@ -9,7 +9,7 @@ from .products import save
 if TYPE_CHECKING:
     import pandas as pd
 
-LAYOUTS = ("later names", "first names")
+LAYOUTS = ("later_names", "first_names")
 PEOPLE = 4  # in each half, at size 1
 
 
@@ -33,7 +33,7 @@ def write(root: Path, layout: str, size: int) -> "pd.DataFrame":
             start = 1000 * label + 100 * number
             for frame in range(first, first + length):
                 parts = (f"{label:04d}", f"C{camera}", f"F{frame:04d}", f"X{start + 12 * frame}")
-                name = ("_" if layout == "later names" else "").join(parts) + ".jpg"
+                name = ("_" if layout == "later_names" else "").join(parts) + ".jpg"
                 save(person(label, camera, number, frame), root / folder / name)
                 roles = ("train" if part == "train" else "test", part == "query", part == "gallery", label > 9000)
                 rows.append((f"{folder}/{name}", label, *roles, camera, tracklet, frame))

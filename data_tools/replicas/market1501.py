@@ -11,14 +11,14 @@ from .products import save
 if TYPE_CHECKING:
     import pandas as pd
 
-LAYOUTS = ("", "in its folder")
+LAYOUTS = ("flat", "in_folder")
 PEOPLE = 4  # in each half, at size 1
 
 
 def write(root: Path, layout: str, size: int) -> "pd.DataFrame":
     import pandas as pd
 
-    base = root / "Market-1501-v15.09.15" if layout else root
+    base = root / "Market-1501-v15.09.15" if layout == "in_folder" else root
     random = np.random.default_rng(60)
     rows: list[tuple[Any, ...]] = []
 

@@ -137,13 +137,14 @@ class Problem(NamedTuple):
 # ---- read and write
 
 
-def read(path: Path, root: Path | None = None, accept: bool = False) -> Manifest:
+def read(path: Path, root: Path | None = None, accept: bool = False, check: bool = True) -> Manifest:
     """A manifest, checked.
 
     path    .csv or .parquet with the columns `path` and `label` at least; or a folder of class folders: each picture
             below `path/CLASS/` belongs to CLASS, names that begin with a dot and other files are passed over
     root    what paths begin at; None: what the sidecar says, else the folder of the table
     accept  take the table as it is where it is not the one that its sidecar speaks of
+    check   False leaves rows that are wrong in it, for `problems` to find
 
     Without a sidecar, labels may be text: they are numbered in sorted order and kept as `label_name`. They are
     numbers if all of them read so to the letter (01 does not). The table is held in memory: about 250 bytes a row.
@@ -164,7 +165,7 @@ def read(path: Path, root: Path | None = None, accept: bool = False) -> Manifest
     raw = _read_csv(path, typed=about is not None) if suffix == ".csv" else _read_parquet(path)
     if about is None:
         raw = _with_numbered_labels(raw, partial(place, path))
-    table = complete(raw, partial(place, path), str(path))
+    table = complete(raw, partial(place, path), str(path), check)
     if root is None:
         root = path.parent / known.root
     return Manifest(table, root, known)
@@ -213,11 +214,12 @@ def place(path: Path, row: int) -> str:
     return f"{path}, row {row + (2 if path.suffix.lower() == '.csv' else 1)}"
 
 
-def complete(raw: "pd.DataFrame", where: Callable[[int], str], what: str) -> "pd.DataFrame":
+def complete(raw: "pd.DataFrame", where: Callable[[int], str], what: str, check: bool = True) -> "pd.DataFrame":
     """A table with all columns of `COLUMNS`, in their order and dtypes, checked; further columns follow.
 
     where  names the place of a row, by its position
     what   names the table
+    check  False leaves rows that are wrong in it; what cannot be read as its dtype is an error all the same
 
     Raises InputError with the place of the first row that is wrong.
     """
@@ -240,7 +242,7 @@ def complete(raw: "pd.DataFrame", where: Callable[[int], str], what: str) -> "pd
         columns[name] = values
     more = {str(name): raw[name].reset_index(drop=True) for name in raw if name not in COLUMNS}
     table = pd.DataFrame({**columns, **more}, copy=False)
-    for problem in problems(table):
+    for problem in problems(table) if check else ():
         others = f" ({len(problem.rows) - 1:,} more like it)" if len(problem.rows) > 1 else ""
         raise InputError(f"{where(int(problem.rows[0]))}: {problem.sentence}{others}")
     return table
