@@ -461,7 +461,7 @@ def _read_csv(path: Path, typed: bool) -> "pd.DataFrame":
 
     always: Any = {"keep_default_na": False, "encoding": "utf-8-sig"}
     if typed:
-        dtypes: Any = {name: column.dtype for name, column in COLUMNS.items()}
+        dtypes: Any = {name: "str" if dtype == "category" else dtype for name, (dtype, _, _) in COLUMNS.items()}
         try:
             typed_table: pd.DataFrame = pd.read_csv(path, dtype=dtypes, na_values={x: [""] for x in BOX}, **always)
             return typed_table
