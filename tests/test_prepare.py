@@ -1,6 +1,8 @@
 """Each converter on each layout of its replica: what it finds is what the replica was made from."""
 
 import json
+import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -89,6 +91,59 @@ def test_a_known_file_that_differs_is_a_note_with_both_checksums(tmp_path):
         "name": "CUB_200_2011.tgz",
         "bytes": 7,
     }
+
+
+def test_lists_and_pictures_that_are_known_and_differ_are_notes_but_not_in_a_replica(tmp_path):
+    write_replica("cars196", tmp_path / "raw", "car_ims")
+    replica = prepare("cars196", tmp_path / "raw", tmp_path / "replica.csv", Options())
+    assert "checksum" not in "\n".join(replica.about.history)
+    (tmp_path / "raw" / "replica.json").unlink()
+    (tmp_path / "car_ims.tgz").write_bytes(b"beside the folder")
+    made = prepare("cars196", tmp_path / "raw", tmp_path / "made.csv", Options(), allow_counts=True)
+    doubted = [sentence.split(" has the checksum ")[0] for sentence in made.about.history if "checksum" in sentence]
+    found = {tmp_path / "car_ims.tgz"}
+    found |= {tmp_path / "raw" / name for name in ("cars_annos.mat", "car_ims/000001.jpg", "car_ims/000002.jpg")}
+    assert {str(path) for path in found} == {*map(os.path.normpath, doubted)}
+
+
+def test_more_than_there_should_be_is_an_error_too(tmp_path):
+    write_replica("cub200", tmp_path / "raw")
+    mark = tmp_path / "raw" / "replica.json"
+    mark.write_text(mark.read_text().replace('"images": 24', '"images": 23', 1))
+    with pytest.raises(InputError, match="train has 24 images, 23 expected"):
+        prepare("cub200", tmp_path / "raw", tmp_path / "made.csv", Options())
+
+
+def test_nothing_is_written_where_a_manifest_is_already(tmp_path):
+    write_replica("cifar10", tmp_path / "raw")
+    (tmp_path / "made.csv").write_text("mine")
+    with pytest.raises(InputError, match="already there; add --overwrite"):
+        prepare("cifar10", tmp_path / "raw", tmp_path / "made.csv", Options(pictures=tmp_path))
+    assert (tmp_path / "made.csv").read_text() == "mine"
+    assert not (tmp_path / "cifar10.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("cub2000",), "'cub2000' is not a data set; did you mean cub200?"),
+        (("folder",), "no form of its own"),
+        (("cars196", "devkitt"), "not a layout of cars196; did you mean devkit?"),
+        (("cub200", "flat"), "Known: only one, without a name"),
+        (("cub200", None, 0), "--size is 1 or more, got 0"),
+    ],
+)
+def test_a_replica_that_cannot_be_is_refused(tmp_path, words, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        write_replica(words[0], tmp_path / "raw", *words[1:])
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_replica_is_not_written_among_other_files(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="not an empty folder"):
+        write_replica("cub200", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_folds_of_the_training_labels_are_disjoint_and_even(tmp_path):
