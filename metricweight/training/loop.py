@@ -238,9 +238,12 @@ def _write_labels(path: Path, images: Images, splits: dict[str, Indices]) -> Non
     """Which number stands for which class, and where the class is."""
     import pandas as pd
 
-    where = {int(label): name for name, indices in splits.items() for label in np.unique(images.labels[indices])}
+    where: dict[int, list[str]] = {number: [] for number in range(len(images.classes))}
+    for name, indices in splits.items():
+        for number in np.unique(images.labels[indices]).tolist():
+            where[number].append(name)
     table = pd.DataFrame(
         {"number": range(len(images.classes)), "label": images.classes,
-         "split": [where[number] for number in range(len(images.classes))]}
+         "split": [", ".join(names) for names in where.values()]}
     )  # fmt: skip
     write_text(path, table.to_csv(index=False))
