@@ -8,7 +8,7 @@ there twice. Boxes are taken as MATLAB's: pixels from 1 on, the last one inside.
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,9 +38,12 @@ class Car(NamedTuple):
 
 
 class Listed(NamedTuple):
+    """What the lists of a layout say: pictures, names of the classes, the files, and where these disagree."""
+
     cars: list[Car]
     names: list[str]
     read: list[Path]
+    notes: Sequence[str] = ()
 
 
 class Layout(NamedTuple):
@@ -73,6 +76,7 @@ def convert(root: Path, options: Options) -> Converted:
     listed = layout.read(base)
     notes = [f"{place / other.needs[0]} is there too; taken was {layout.what}, in {base}." for place, other in others]
     table = _table(listed)
+    notes += listed.notes
     notes += check_there(base, table["path"].tolist(), lambda i: listed.cars[i].place)
     return Converted(table, layout.what, base, listed.read, notes=notes)
 
@@ -109,21 +113,23 @@ def _read_car_ims(base: Path) -> Listed:
 
 
 def _read_devkit(base: Path) -> Listed:
+    """The devkit says twice which classes training pictures and which boxes test pictures have: a note, where it
+    contradicts itself."""
     meta, train = _in_devkit(base, "cars_meta.mat"), _in_devkit(base, "cars_train_annos.mat")
     test = _in_devkit(base, "cars_test_annos_withlabels.mat")
-    listed = Listed([], _class_names(meta, mat(meta)), [meta, train, test])
-    for part, file, again, check in (
-        ("cars_train", train, "train_perfect_preds.txt", _check_classes),
-        ("cars_test", test, "cars_test_annos.mat", _check_unlabelled),
+    read, all_cars, notes = [meta, train, test], list[Car](), list[str]()
+    for part, file, again, doubts in (
+        ("cars_train", train, "train_perfect_preds.txt", _other_classes),
+        ("cars_test", test, "cars_test_annos.mat", _other_boxes),
     ):
         folder = f"{part}/{part}" if (base / part / part).is_dir() else part
         found = enumerate(_annotations(file, mat(file), "fname", "class", *CORNERS), start=1)
         cars = [Car(f"{folder}/{name}", label, box, f"{file}, annotation {i}") for i, (name, label, *box) in found]
         for other in [path for path in _devkit_places(base, again) if path.is_file()]:
-            check(other, cars)
-            listed.read.append(other)
-        listed.cars.extend(cars)
-    return listed
+            notes += list(doubts(other, cars))[:1]
+            read.append(other)
+        all_cars += cars
+    return Listed(all_cars, _class_names(meta, mat(meta)), read, notes)
 
 
 def _devkit_places(base: Path, name: str) -> list[Path]:
@@ -142,29 +148,27 @@ def _in_devkit(base: Path, name: str) -> Path:
     )
 
 
-def _check_classes(path: Path, cars: Sequence[Car]) -> None:
-    """That the classes which the devkit gives a second time, a line per training picture, are the same."""
+def _other_classes(path: Path, cars: Sequence[Car]) -> Iterator[str]:
+    """Where the classes which the devkit gives a second time, a line per training picture, are others."""
     given = lines(path)
     if len(given) != len(cars):
-        raise wrong(path, len(given), f"this is the last line, but there are {len(cars):,} pictures in cars_train.")
-    for number, (line, car) in enumerate(zip(given, cars, strict=True), start=1):
-        if whole(line, path, number, "class") != car.label:
-            raise wrong(path, number, f"class {line}, but {car.place}, which is {car.path}, has {car.label}.")
+        yield f"{path} has {len(given):,} lines, but there are {len(cars):,} pictures in cars_train."
+    for number, (line, car) in enumerate(zip(given, cars, strict=False), start=1):
+        if line.strip() != str(car.label):
+            yield f"{path}, line {number}: class {line}, but {car.place}, which is {car.path}, has {car.label}."
 
 
-def _check_unlabelled(path: Path, cars: Sequence[Car]) -> None:
-    """That the test pictures and boxes which the devkit gives without classes are the same."""
+def _other_boxes(path: Path, cars: Sequence[Car]) -> Iterator[str]:
+    """Where the test pictures and boxes which the devkit gives without classes are others."""
     boxes = {name: (i, box) for i, (name, *box) in enumerate(_annotations(path, mat(path), "fname", *CORNERS), start=1)}
     for car in cars:
         number, box = boxes.pop(os.path.basename(car.path), (0, None))
         if box is None:
-            raise InputError(f"{car.place}: {car.path} is not in {path}.")
-        if box != car.box:
-            raise InputError(
-                f"{car.place}: {car.path} has the box {car.box}, but {box} in {path}, annotation {number}."
-            )
+            yield f"{car.place}: {car.path} is not in {path}."
+        elif box != car.box:
+            yield f"{car.place}: {car.path} has the box {car.box}, but {box} in {path}, annotation {number}."
     for name, (number, _) in boxes.items():
-        raise InputError(f"{path}, annotation {number}: {name} is not in the list with classes.")
+        yield f"{path}, annotation {number}: {name} is not in the list with classes."
 
 
 def _annotations(path: Path, variables: dict[str, Any], *fields: str) -> list[tuple[Any, ...]]:

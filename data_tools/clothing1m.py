@@ -125,8 +125,8 @@ def _labels(path: Path, row_of: Mapping[str, int]) -> NDArray[np.int64]:
 
 def _names(path: Path) -> Sequence[str]:
     names = [line.strip() for line in lines(path) if line.strip()]
-    if len(set(names)) != LABELS:
-        raise InputError(f"{path} must have {LABELS} different names, a line each, got {len(set(names))}.")
+    if len(names) != LABELS or len(set(names)) != LABELS:
+        raise InputError(f"{path} must have {LABELS} different names, got {len(names)}, {len(set(names))} different.")
     return names
 
 

@@ -15,7 +15,7 @@ LAST_TRAINED = 100
 def convert(root: Path, options: Options) -> Converted:
     import pandas as pd
 
-    images = find(root, "CUB-200-2011", "images.txt", "CUB_200_2011/images.txt")
+    images = find(root, "CUB-200-2011", "images.txt")
     root = images.parent
     labels, boxes, classes = (root / f"{name}.txt" for name in ("image_class_labels", "bounding_boxes", "classes"))
     path_of, label_of, box_of = _by_id(images), _by_id(labels), _by_id(boxes)

@@ -31,7 +31,7 @@ PARTS = ("train", "query", "gallery")
 
 
 def convert(root: Path, options: Options) -> Converted:
-    base = find(root, "DukeMTMC-VideoReID", "train", "DukeMTMC-VideoReID/train").parent
+    base = find(root, "DukeMTMC-VideoReID", "train").parent
     folders = [folder for part in PARTS for folder in _folders(base, part)]
     names = LATER if any(map(LATER.form.fullmatch, entries(base / folders[0], "pictures"))) else FIRST
     searched = {_person(folder) for folder in folders if folder.startswith("query/")}
@@ -75,9 +75,9 @@ DATASET = Dataset(
     get="withdrawn by Duke University: for those who have a copy",
     terms="CC BY-NC-SA 4.0; withdrawn",
     counts={
-        "train": {"images": 369656, "labels": 702, "tracklets": 2196},
-        "query": {"images": 111848, "labels": 702, "tracklets": 702},
-        "gallery": {"images": 445764, "labels": 702, "tracklets": 2636},
+        "train": {"labels": 702, "tracklets": 2196},
+        "query": {"labels": 702, "tracklets": 702},
+        "gallery": {"labels": 702, "tracklets": 2636},
     },
     convert=convert,
     replica=Replica(replica.write, replica.LAYOUTS),

@@ -22,7 +22,6 @@ HEADERS = {
     PARTITION: "image_name item_id evaluation_status",
     BOXES: "image_name clothes_type pose_type x_1 y_1 x_2 y_2",
 }
-ABOVE = ("", "In-shop Clothes Retrieval Benchmark/")
 LISTS = ("Eval/", "Anno/", "")
 PICTURES = ("Img/img", "img", "Img/img_highres", "img_highres")
 STATUS = ("train", "query", "gallery")
@@ -33,7 +32,7 @@ Listed = Mapping[str, tuple[int, list[str]]]  # of each path its line and the co
 def convert(root: Path, options: Options) -> Converted:
     import pandas as pd
 
-    file = find(root, "In-Shop", *(f"{above}{folder}{PARTITION}" for above in ABOVE for folder in LISTS))
+    file = find(root, "In-Shop", *(folder + PARTITION for folder in LISTS))
     base = file.parent.parent if file.parent.name in ("Eval", "Anno") else file.parent
     listed = _listed(file)
     rows = _rows(file, listed)
@@ -88,22 +87,23 @@ def _rows(file: Path, listed: Listed) -> list[tuple[int, str, str]]:
 
 
 def _boxes(file: Path, partition: Path, listed: Listed) -> tuple[list[list[float]], list[str]]:
-    """The box of each listed picture; unknown where it has no area, with a note."""
+    """The box of each listed picture; unknown where there is none, or one without area, with a note."""
     boxes = _listed(file)
-    for path, (line, _) in listed.items():
-        if path not in boxes:
-            raise wrong(partition, line, f"{path} is not in {file}.")
     found: dict[str, list[float]] = {}
     flat: list[int] = []
     for path, (line, columns) in boxes.items():
-        if path not in listed:
-            raise wrong(file, line, f"{path} is not in {partition}.")
         *_, x1, y1, x2, y2 = (whole(text, file, line, "column") for text in columns)
         if x1 >= x2 or y1 >= y2:
             flat.append(line)
         found[path] = [x1, y1, x2, y2] if x1 < x2 and y1 < y2 else [math.nan] * 4
-    lacking = f"{file} has {len(flat):,} boxes without an area, the first in line {flat[0] if flat else 0}; left out."
-    return [found[path] for path in listed], [lacking] * bool(flat)
+    notes = [f"{file} has {len(flat):,} boxes without an area, the first in line {flat[0]}; left out."] if flat else []
+    for one, other, where, lacking in ((listed, boxes, partition, file), (boxes, listed, file, partition)):
+        lines_without = [(line, path) for path, (line, _) in one.items() if path not in other]
+        if lines_without:
+            line, path = lines_without[0]
+            more = f" ({len(lines_without) - 1:,} more like it)" if len(lines_without) > 1 else ""
+            notes.append(f"{where}, line {line}: {path} is not in {lacking}{more}.")
+    return [found.get(path, [math.nan] * 4) for path in listed], notes
 
 
 def _listed(file: Path) -> Listed:

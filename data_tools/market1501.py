@@ -37,8 +37,7 @@ class _Picture(NamedTuple):
 def convert(root: Path, options: Options) -> Converted:
     import pandas as pd
 
-    places = ("", "Market-1501-v15.09.15/", "market1501/Market-1501-v15.09.15/", "Market-1501/")
-    base = find(root, "Market-1501", *(place + TRAIN for place in places)).parent
+    base = find(root, "Market-1501", TRAIN, f"Market-1501-v15.09.15/{TRAIN}").parent
     found = {folder: _pictures(find(base, "Market-1501", folder)) for folder in (TRAIN, GALLERY, QUERY)}
     _check_people(base, found)
     tables = [

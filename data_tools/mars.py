@@ -14,6 +14,7 @@ here.
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -76,9 +77,8 @@ def listed(root: Path) -> Converted:
     """What lists and tables say, whether the pictures are there or not."""
     import pandas as pd
 
-    places = ("info/train_name.txt", "mars/info/train_name.txt", "MARS/info/train_name.txt")
-    info = find(root, "MARS", *places).parent
-    base = info.parent
+    info = find(root, "MARS", "info/train_name.txt").parent
+    base = root if (root / "bbox_train").is_dir() else info.parent  # info may be in a clone of its repository
     for name in FILES:
         find(info, "the folder info of MARS", name)
     train, test = (_read(info, half) for half in ("train", "test"))
@@ -108,10 +108,15 @@ def _pictures(base: Path, half: str) -> str:
 
 def _read(info: Path, half: str) -> _Half:
     listed, cut = info / f"{half}_name.txt", info / f"tracks_{half}_info.mat"
-    names, table = lines(listed), _numbers(cut, f"track_{half}_info")
+    names, table = [line.rstrip() for line in lines(listed)], _numbers(cut, f"track_{half}_info")
     if table.ndim != 2 or table.shape[1] != 4:
         raise InputError(f"{cut}: track_{half}_info is {list(table.shape)}; [tracklets, 4] was expected.")
     found = _Half(listed, names, cut, table)
+    for line, name in enumerate(names, start=1):
+        if not NAME.fullmatch(name):
+            raise wrong(listed, line, f"'{name}' is not a name such as 0001C1T0001F001.jpg.")
+    if len(set(names)) < len(names):
+        _refuse_second(found)
     _check_table(found)
     return found
 
@@ -151,8 +156,8 @@ def _check_table(half: _Half) -> None:
     refuse(end < start, "the tracklet ends at line {end}, before it begins at line {start}.")
     refuse(
         end > count,
-        f"the tracklet ends at line {{end}}, but {half.listed} has {count:,} lines: names were lost there, or it is "
-        "of another edition.",
+        f"the tracklet ends at line {{end}}, but {half.listed} has {count:,} lines{_parted(half)}; lines were lost, or "
+        "it is of another edition.",
     )
     refuse(
         start > before + 1, "the tracklet begins at line {start}, the one before ends at {before}: names in between."
@@ -162,8 +167,21 @@ def _check_table(half: _Half) -> None:
     refuse((camera < 1) | (camera > 6), "camera {camera} cannot be; there are 1 to 6.")
     if end[-1] < count:
         raise wrong(
-            half.listed, int(end[-1]) + 1, f"{half.names[end[-1]]} and what follows is in no row of {half.cut}."
+            half.listed,
+            int(end[-1]) + 1,
+            f"{half.names[end[-1]]} and what follows is in no row of {half.cut}{_parted(half)}.",
         )
+
+
+def _parted(half: _Half) -> str:
+    """Where names and table first part, by what names have in common: person, camera and tracklet."""
+    names, lengths = half.names, half.lengths
+    begins = [i for i in range(len(names)) if i == 0 or names[i][:11] != names[i - 1][:11]]
+    for row, (begin, end) in enumerate(pairwise([*begins, len(names)])):
+        if row >= len(lengths) or end - begin != lengths[row]:
+            listed = f"{half.listed}, line {begin + 1} on, has {end - begin} names such as {names[begin]}"
+            return f"; {listed}, where the table has {lengths[row] if row < len(lengths) else 'nothing'}"
+    return ""
 
 
 def _frames(half: _Half) -> tuple[Ints, list[str]]:
@@ -172,11 +190,6 @@ def _frames(half: _Half) -> tuple[Ints, list[str]]:
     The table decides what a tracklet is: where names say otherwise, that is a note, and frames are numbered anew.
     """
     listed, names = half.listed, half.names
-    for line, name in enumerate(names, start=1):
-        if not NAME.fullmatch(name):
-            raise wrong(listed, line, f"'{name}' is not a name such as 0001C1T0001F001.jpg.")
-    if len(set(names)) < len(names):
-        _refuse_second(half)
     count, rows = len(names), half.rows
     person = np.fromiter((int(name[:4].replace("00-1", "-1")) for name in names), np.int64, count)
     camera = np.fromiter((int(name[5]) for name in names), np.int64, count)

@@ -18,9 +18,7 @@ LISTS = (("train", "Ebay_train.txt"), ("test", "Ebay_test.txt"))
 def convert(root: Path, options: Options) -> Converted:
     import pandas as pd
 
-    above = ("", "Stanford_Online_Products/", "online_products/")
-    places = (folder + name for folder in above for name in ("Ebay_train.txt", "Info_Files/Ebay_train.txt"))
-    lists = find(root, "Stanford Online Products", *places).parent
+    lists = find(root, "Stanford Online Products", "Ebay_train.txt", "Info_Files/Ebay_train.txt").parent
     repacked = lists.name == "Info_Files"
     base, prefix = (lists.parent, "images/") if repacked else (lists, "")
     rows: list[tuple[str, int, int, str]] = []

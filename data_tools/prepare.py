@@ -37,7 +37,9 @@ def prepare(
             takes = [other for other, row in DATASETS.items() if option.name in row.options]
             raise InputError(f"--{option.name} is not for {name}; it is for {', '.join(takes) or 'none yet'}.")
     manifest.check_free(out, overwrite)
-    replica = marked(root)
+    if out.resolve() == root.resolve():
+        raise InputError(f"--out {out} is what is read; choose another, so that nothing is lost.")
+    replica = marked(root) or marked(root.parent)
     converted = dataset.convert(root, options)
     table = manifest.complete(converted.rows, lambda row: f"{root}: {converted.rows['path'].iloc[row]}", str(root))
     found, expected = manifest.counts(table), replica["counts"] if replica else dataset.counts
@@ -50,7 +52,7 @@ def prepare(
     notes = [*converted.notes, *(f"{sentence}; taken as it is." for sentence in wrong)]
     sources, doubts = _sources(root, dataset, converted, known=replica is None)
     about = About(
-        f"{dataset.title}{' (replica)' if replica else ''}",
+        f"{converted.name or dataset.title}{' (replica)' if replica else ''}",
         converted.layout,
         converted.protocol,
         sources=sources,

@@ -45,6 +45,7 @@ class Converted:
     protocol     a name that `metricweight protocols` lists
     super_names  names of the super labels
     notes        what a user should know, a sentence each
+    name         of data of one's own; "": the title of the data set
     """
 
     rows: "pd.DataFrame"
@@ -54,6 +55,7 @@ class Converted:
     protocol: str = "self"
     super_names: Mapping[int, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,15 @@ class Dataset:
 
 
 def find(root: Path, wanted: str, *places: str) -> Path:
-    """The first of some places below the root that is there; `wanted` names the data set.
+    """The first of some places below the root, or below a folder in it, that is there; `wanted` names the data set.
 
     Raises InputError that says where it looked and what lies there.
     """
-    for place in places:
-        if (root / place).exists():
-            return root / place
+    above = [root, *sorted(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
+    for folder in above:
+        for place in places:
+            if (folder / place).exists():
+                return folder / place
     if not root.is_dir():
         raise InputError(f"--root {root} is {'a file' if root.exists() else 'not there'}; give the folder of {wanted}.")
     there = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
@@ -113,7 +117,7 @@ def find(root: Path, wanted: str, *places: str) -> Path:
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a text file, written with LF or CRLF; line i is item i - 1.
+    """The lines of a text file, written with LF or CRLF; line i is item i - 1. Empty ones at its end do not count.
 
     Raises InputError for a file that is missing, empty or not UTF-8.
     """
@@ -123,9 +127,7 @@ def lines(path: Path) -> list[str]:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, byte {error.start}: not UTF-8 text; the file is damaged.") from None
-    found = text.split("\n")
-    if found[-1] == "":
-        found.pop()
+    found = text.rstrip().split("\n") if text.strip() else []
     if not found:
         raise InputError(f"{path} is empty.")
     return found
@@ -138,7 +140,7 @@ def wrong(path: Path, line: int, sentence: str) -> InputError:
 
 def whole(text: str, path: Path, line: int, what: str) -> int:
     """A whole number that stands in a line."""
-    if not text.strip().removeprefix("-").isdecimal():
+    if not text.strip().isdecimal():
         raise wrong(path, line, f"{what} '{text}' is not a whole number.")
     return int(text)
 
@@ -191,7 +193,5 @@ def mat(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not there.")
     try:
         return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
-    except PermissionError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except Exception as error:  # a damaged file fails in many ways, all of them meaning the same
         raise InputError(f"{path} is damaged or not a MATLAB 5 file: {error}") from None

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+OF_WINDOWS = ("Thumbs.db", "desktop.ini")
+
+
 class Tracklet(NamedTuple):
     """Pictures of one person before one camera.
 
@@ -42,12 +45,12 @@ class Names(NamedTuple):
 
 
 def entries(folder: Path, what: str) -> list[str]:
-    """What a folder holds, sorted; hidden files, and Thumbs.db of Windows, are passed over.
+    """What a folder holds, sorted; hidden files, and those of Windows, are passed over.
 
     Raises InputError for a folder that cannot be read or holds nothing; `what` says what should be in it.
     """
     try:
-        found = sorted(name for name in os.listdir(folder) if not name.startswith(".") and name != "Thumbs.db")
+        found = sorted(name for name in os.listdir(folder) if not name.startswith(".") and name not in OF_WINDOWS)
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}; it should hold {what}.") from None
     if not found:

@@ -145,8 +145,8 @@ def verify(
 
     path       see `metricweight.data.manifest.read`
     root       what paths begin at; None: what the manifest says
-    out        the CSV file; None: FOLDER/NAME.findings.csv beside the manifest, or here for a folder of pictures. What
-               was seen of each picture is kept beside it, in OUT.looks, as it is seen: a second run goes on from there
+    out        the CSV file; None: MANIFEST.findings.csv, or FOLDER.findings.csv here for a folder of pictures. What was
+               seen of each picture is kept beside it, in OUT.looks, as it is seen: a second run goes on from there
     processes  None: one per core. They are started anew, so a script that calls this needs `if __name__ == "__main__"`
     again      look at all pictures, whether they are known or not
 
@@ -154,7 +154,9 @@ def verify(
     """
     if processes is not None and processes < 1:
         raise InputError(f"--processes must be at least 1, got {processes}.")
-    out = out or (Path(f"{path.resolve().name}.findings.csv") if path.is_dir() else path.with_suffix(".findings.csv"))
+    out = out or (
+        Path(f"{path.resolve().name}.findings.csv") if path.is_dir() else path.with_name(f"{path.name}.findings.csv")
+    )
     _check_free(out)
     listed = manifest.read(path, root, accept=True, check=False)
     if not listed.root.is_dir():
@@ -162,6 +164,11 @@ def verify(
     found = [*_table(path, listed), *_labels(listed), *_queries(listed), *_tracklets(listed)]
     rows = np.flatnonzero(~listed.table.duplicated(["path", "member"]).to_numpy())
     tasks = list(zip(listed.table["path"].iloc[rows].tolist(), listed.table["member"].iloc[rows].tolist(), strict=True))
+    if tasks and not any((listed.root / item).exists() for item, _ in tasks):
+        raise InputError(
+            f"none of the {len(tasks):,} pictures, such as {tasks[0][0]}, lies below {listed.root}; "
+            "give their folder with --root."
+        )
     book, known, missing = _look(listed, tasks, out, processes or os.cpu_count() or 1, again)
     found += [*_missing(listed, rows, missing), *_looks(listed, rows, book)]
     remarks: list[str] = []
@@ -450,7 +457,11 @@ def _looks(listed: Manifest, rows: Ints, book: Book) -> Iterator[Finding]:
     yield from of(
         "form", good & ~fits, lambda i: f"it is {looks['form'][i].decode()}, its name ends with '{suffix[i]}'"
     )
-    yield from of("turned", good & (looks["turn"] > 1), lambda i: f"its EXIF orientation is {looks['turn'][i]}")
+    yield from of(
+        "turned",
+        good & ((looks["turn"] > 1) & (looks["turn"] <= 8)),
+        lambda i: f"its EXIF orientation is {looks['turn'][i]}",
+    )
     yield from of("several", good & looks["several"], lambda i: f"it is {looks['form'][i].decode()}")
     width, height = looks["width"], looks["height"]
 
@@ -480,6 +491,7 @@ def _doubles(listed: Manifest, rows: Ints, book: Book, remarks: list[str]) -> It
     names = table["split"].astype(str).tolist()
     split = np.array([number.get(name, len(SPLITS)) for name in names], dtype=np.int64)
     label, tracklet = table["label"].to_numpy(), table["tracklet"].to_numpy()
+    called = table["label_name"].astype(str).tolist()
     places = doubles.Places(split, label, _named(table), tracklet)
     same = doubles.exact(looks["digest"], places)
     seen = np.flatnonzero(~looks["flat"])
@@ -499,7 +511,7 @@ def _doubles(listed: Manifest, rows: Ints, book: Book, remarks: list[str]) -> It
         a, b = pair
 
         def detail(i: int) -> str:
-            mine, its = (f"label {label[j]} in {names[j]}" for j in (a[i], b[i]))
+            mine, its = (f"label {called[j] or label[j]} in {names[j]}" for j in (a[i], b[i]))
             return f"{mine}; the other is {its}" if mine != its else f"both are {mine}"
 
         return Finding(kind, chosen[a], detail, chosen[b])

@@ -217,19 +217,23 @@ def prepare(
     """
     from metricweight._data_tools import prepare as tools
     from metricweight._data_tools.source import Options
+    from metricweight.data.manifest import check_free
     from metricweight.data.summary import text
 
+    if name is None and (root or out or replica):
+        raise InputError("say which data set: metricweight prepare NAME; without anything, all are listed.")
     if name is None:
         typer.echo(tools.listing())
         typer.echo("\nmetricweight prepare NAME --root DIR --out manifest.csv")
         return
     if (root is None) == (replica is None):
         raise InputError("give --root, where the raw data lie, or --replica, where a tiny copy may be written.")
+    out = out or (replica / "manifest.csv" if replica else Path(f"{name}.csv"))
     if replica is not None:
+        check_free(out, overwrite)
         tools.write_replica(name, replica, layout, size)
     elif layout is not None or size != 1:
         raise InputError("--layout and --size are of replicas; the layout of what --root holds is found by itself.")
-    out = out or (replica / "manifest.csv" if replica else Path(f"{name}.csv"))
     asked = Options(fold, test, validation, order, seed, pictures=out.parent)
     made = tools.prepare(
         name,
@@ -277,6 +281,9 @@ def data(
     where: Annotated[
         str | None, typer.Option(help="Rows alone for which this is true, such as \"split == 'train'\".")
     ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="What its paths begin at, if the pictures were moved.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write these rows to a manifest of their own.")] = None,
     accept: Annotated[
         bool, typer.Option("--accept", help="Take the table as it is, though it was changed by hand.")
@@ -288,7 +295,9 @@ def data(
     from metricweight.data import manifest as manifests
     from metricweight.data import summary
 
-    found = manifests.read(manifest, accept=accept)
+    if out is not None and out.resolve() == manifest.resolve():
+        raise InputError(f"--out {out} is what is read; choose another, so that nothing is lost.")
+    found = manifests.read(manifest, root, accept)
     if accept:
         manifests.write(found.changed(found.table, "accepted as it is"), manifest, overwrite=True)
     if where is not None:

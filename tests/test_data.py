@@ -288,3 +288,10 @@ def test_whitening_of_grey_and_of_colour():
     assert torch.equal(transforms.whiten(torch.tensor([[[[0.0, 1.0]]]])), torch.tensor([[[[-1.0, 1.0]]]]))
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     assert torch.allclose(transforms.whiten(mean), torch.zeros(1, 3, 2, 2))
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    pixels = np.full((8, 8), 128 * 257, dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "deep.png")
+    for channels in (1, 3):
+        assert (decode(tmp_path / "deep.png", 8, channels) == 128).all()

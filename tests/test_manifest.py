@@ -1,6 +1,7 @@
 """The manifest: what is read is what was written, and what is wrong is said with its row."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ FULL = pd.DataFrame(
 
 def whole(table=FULL, **about):
     table = manifest.complete(table, lambda row: f"row {row}", "the table")
-    return Manifest(table, about.pop("root", None) or manifest.Path("."), About("mine", **about))
+    return Manifest(table, about.pop("root", None) or Path("."), About("mine", **about))
 
 
 @pytest.fixture(params=[".csv", ".parquet"])
@@ -140,7 +141,12 @@ def change(column, row, value):
         (lambda path: path.write_text("path,lable\na,1\n"), "no column 'label'; it has 'path', 'lable'"),
         (lambda path: path.write_text("path,label\n"), "has no rows"),
         (lambda path: path.write_text("path,label\na,1\nb,2,3\n"), "line 3"),
-        (lambda path: path.write_bytes(b"path,label\n\xff\xfe,1\n"), "cannot be read as a CSV"),
+        (
+            lambda path: path.write_bytes(b"path,label\n\xff\xfe,1\n"),
+            "m.csv, byte 11: not UTF-8 text; save it as UTF-8",
+        ),
+        (lambda path: path.write_bytes(b""), "m.csv is empty; needed: a CSV file"),
+        (lambda path: path.write_text("path;label\na;1\n"), "it has 'path;label'.*separated by commas"),
     ],
 )
 def test_what_is_wrong_in_a_table_is_said_with_its_row(tmp_path, fault, words):
@@ -231,6 +237,11 @@ def test_a_filter_keeps_what_it_says_and_is_remembered(metricweight, tmp_path):
         code, _, err = metricweight("data", "m.csv", "--where", expression)
         assert code == 2
         assert "cannot be used" in err
+    for expression in ("split = 'train'", "label", "1", "label.max() > 0", "camera"):
+        code, _, err = metricweight("data", "m.csv", "--where", expression, "--out", "none.csv")
+        assert code == 2
+        assert "is not true or false of each row" in err
+    assert not (tmp_path / "none.csv").exists()
     code, _, err = metricweight("data", "m.csv", "--where", "camera == 77")
     assert code == 2
     assert "no row of mine is left" in err
@@ -247,6 +258,77 @@ def test_the_summary_counts_labels_by_their_images(metricweight, tmp_path):
     chart = out[out.index("images per label, train") :].splitlines()[1:]
     bars = {line.split()[0]: line.split()[-1] for line in chart if line.strip()}
     assert bars == {"3": "2", "4": "0", "5": "1"}
+
+
+def test_columns_of_others_are_kept_to_the_letter(tmp_path):
+    (tmp_path / "m.csv").write_text("path,label,item,version\na.png,1,000,1.10\nb.png,1,007,2\n")
+    manifest.write(manifest.read(tmp_path / "m.csv"), tmp_path / "again.csv")
+    manifest.write(manifest.read(tmp_path / "again.csv"), tmp_path / "twice.csv")
+    assert (tmp_path / "twice.csv").read_text() == (tmp_path / "m.csv").read_text()
+
+
+def test_rates_of_noise_are_those_of_the_rows_that_are_left(tmp_path):
+    made = whole(noise={"kind": "sym_excl", "rate": 0.5, "realised": 0.5, "noisy": 1, "rows": 2})
+    manifest.write(made.where(~made.table["is_noisy"], "clean"), tmp_path / "m.csv")
+    noise = manifest.read(tmp_path / "m.csv").about.noise
+    assert {key: noise[key] for key in ("kind", "rate", "realised", "noisy", "rows")} == {
+        "kind": "sym_excl", "rate": 0.5, "realised": 0.0, "noisy": 0, "rows": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["1", "nan"], "row 3: the label is nan, which pandas writes"),
+        (["1", "12345678901234567890"], "row 3: the label is a number of more than 18 digits"),
+        (["1", ""], "row 3: the label is empty"),
+    ],
+)
+def test_a_label_that_can_only_be_a_mistake_is_refused(tmp_path, labels, words):
+    (tmp_path / "m.csv").write_text("path,label\n" + "".join(f"{i}.png,{label}\n" for i, label in enumerate(labels)))
+    with pytest.raises(InputError, match=words):
+        manifest.read(tmp_path / "m.csv")
+
+
+def test_numbers_that_were_written_with_a_point_are_numbers(tmp_path):
+    (tmp_path / "m.csv").write_text("path,label\na.png,10.0\nb.png,2.0\n")
+    pd.DataFrame({"path": ["a.png", "b.png"], "label": [10.0, 2.0]}).to_parquet(tmp_path / "m.parquet")
+    for name in ("m.csv", "m.parquet"):
+        assert manifest.read(tmp_path / name).table["label"].tolist() == [10, 2]
+
+
+@pytest.mark.parametrize(("column", "words"), [("path", "the path is missing"), ("label", "the label is empty")])
+def test_a_parquet_file_with_nothing_in_a_row_is_refused_with_the_row(tmp_path, column, words):
+    table = pd.DataFrame({"path": ["a.png", "b.png"], "label": ["x", "y"]})
+    table.loc[1, column] = None
+    table.to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(InputError, match=f"row 2: {words}"):
+        manifest.read(tmp_path / "m.parquet")
+
+
+def test_pictures_that_were_moved_are_found_again(metricweight, photos, tmp_path):
+    assert metricweight("prepare", "folder", "--root", photos, "--out", "m.csv")[0] == 0
+    photos.rename(tmp_path / "moved")
+    _, out, _ = metricweight("data", "m.csv")
+    assert "photos (which is not there: say with --root where it is)" in out
+    code, _, err = metricweight("train", "folder", "data.root=m.csv")
+    assert code == 2
+    assert "metricweight data" in err
+    assert "--root DIR --out NEW.csv" in err
+    assert metricweight("data", "m.csv", "--root", "moved", "--out", "n.csv")[0] == 0
+    found = manifest.read(tmp_path / "n.csv")
+    assert all((found.root / path).is_file() for path in found.table["path"])
+    code, _, err = metricweight("data", "m.csv", "--out", "m.csv", "--overwrite")
+    assert code == 2
+    assert "is what is read; choose another" in err
+
+
+@pytest.mark.parametrize("where", ["", "file/m.csv", "m.txt"])
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(tmp_path, where):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "m.csv").mkdir()
+    with pytest.raises(InputError, match=r"written"):
+        manifest.check_free(tmp_path / (where or "m.csv"), overwrite=True)
 
 
 # ---- data of one's own
@@ -297,3 +379,41 @@ def test_a_table_keeps_its_own_splits_and_says_where_a_picture_is_missing(photos
 def test_an_option_of_another_data_set_is_refused(photos, tmp_path):
     with pytest.raises(InputError, match="--fold is not for folder"):
         prepare("folder", photos, tmp_path / "m.csv", Options(fold=2))
+
+
+def test_what_is_left_out_of_a_folder_is_noted_and_the_manifest_has_its_name(metricweight, photos, tmp_path):
+    (photos / "empty").mkdir()
+    (photos / "loose.jpg").write_bytes((photos / "a" / "0.png").read_bytes())
+    _, out, _ = metricweight("prepare", "folder", "--root", photos, "--out", "m.csv")
+    assert "1 folders hold no pictures, such as empty." in out
+    assert "1 pictures lie in no class folder and are left out, such as loose.jpg." in out
+    assert manifest.read(tmp_path / "m.csv").about.name == "photos"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["folder", "--root", "photos", "--order", "sorted"], "order is random or given, got 'sorted'"),
+        (["folder", "--root", "photos", "--seed", "-1"], "the seed is 0 or more, got -1"),
+        (["folder", "--root", "photos", "--folds", "2", "--seed", "-1"], "the seed is 0 or more, got -1"),
+        (["folder", "--root", "photos", "--test", "nan"], "test is a share of the classes, from 0 to below 1, got nan"),
+        (["folder", "--root", "photos", "--test", "1.5"], "test is a share of the classes, from 0 to below 1, got 1.5"),
+        (["folder", "--root", "photos/a/0.png"], "is a file; for a table: metricweight prepare csv"),
+        (["csv", "--root", "photos"], "is a folder; for class folders: metricweight prepare folder"),
+        (["csv", "--root", "made.csv"], "made.csv is a manifest already; metricweight data"),
+        (["csv", "--root", "own.csv", "--out", "own.csv", "--overwrite"], "--out own.csv is what is read"),
+        (["folder", "--root", "photos", "--folds", "9"], "9 folds of 3 training labels cannot be"),
+        (["--root", "photos"], "say which data set"),
+        (["folder"], "give --root"),
+        (["folder", "--root", "photos", "--size", "2"], "--layout and --size are of replicas"),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused_in_a_sentence(metricweight, photos, tmp_path, words, message):
+    (tmp_path / "own.csv").write_text("path,label\nphotos/a/0.png,x\n")
+    assert metricweight("prepare", "folder", "--root", "photos", "--out", "made.csv")[0] == 0
+    before = (tmp_path / "own.csv").read_bytes()
+    code, _, err = metricweight("prepare", *words, *([] if "--out" in words else ["--out", "m.csv"]))
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "m.csv").exists()
+    assert (tmp_path / "own.csv").read_bytes() == before

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from metricweight._data_tools.prepare import prepare, write_replica
-from metricweight._data_tools.source import Options
+from metricweight._data_tools.source import Options, lines, mat
 from metricweight._data_tools.table import DATASETS
 
 from metricweight.checks import InputError
@@ -154,3 +154,33 @@ def test_folds_of_the_training_labels_are_disjoint_and_even(tmp_path):
     assert train.groupby("fold")["label"].nunique().tolist() == [2, 2, 2, 2]
     assert (made.table["fold"][made.table["split"] == "test"] == -1).all()
     assert np.isin([0, 1, 2, 3], train["fold"]).all()
+
+
+def test_a_replica_is_not_written_where_its_manifest_cannot_be(metricweight, tmp_path):
+    (tmp_path / "birds.csv").write_text("mine")
+    code, _, err = metricweight("prepare", "cub200", "--replica", "birds", "--out", "birds.csv")
+    assert code == 2
+    assert "already there; add --overwrite" in err
+    assert not (tmp_path / "birds").exists()
+
+
+def test_the_folder_in_a_replica_is_of_the_replica_too(tmp_path):
+    write_replica("cub200", tmp_path / "raw")
+    made = prepare("cub200", tmp_path / "raw" / "CUB_200_2011", tmp_path / "made.csv", Options())
+    assert made.about.name == "CUB-200-2011 (replica)"
+
+
+def test_a_list_that_is_not_text_or_empty_is_refused_with_its_name(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_bytes("a\r\nb \n\n\n".encode("utf-8-sig"))
+    assert lines(file) == ["a", "b"]
+    file.write_bytes(b"ab\xff\n")
+    with pytest.raises(InputError, match=r"list.txt, byte 2: not UTF-8 text"):
+        lines(file)
+    file.write_bytes(b"\n")
+    with pytest.raises(InputError, match=r"list.txt is empty"):
+        lines(file)
+    with pytest.raises(InputError, match=r"none.mat is not there"):
+        mat(tmp_path / "none.mat")
+    with pytest.raises(InputError, match=r"list.txt is damaged or not a MATLAB 5 file"):
+        mat(file)

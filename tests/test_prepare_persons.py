@@ -151,10 +151,6 @@ WRONG_MARS = {
         {"train": changed(TRAIN, 2, "0001C1T0001F0O2.jpg")},
         r"train_name.txt, line 2: '0001C1T0001F0O2.jpg' is not a name",
     ),
-    "a blank at the end": (
-        {"train": changed(TRAIN, 2, TRAIN[1] + " ")},
-        "line 2: '0001C1T0001F002.jpg ' is not a name",
-    ),
     "a name is there twice": (
         {"train": changed(TRAIN, 2, TRAIN[0])},
         r"train_name.txt, line 2: 0001C1T0001F001.jpg is there already, in line 1",

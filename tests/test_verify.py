@@ -94,7 +94,7 @@ def test_a_sound_set_is_called_sound_and_the_exit_code_is_0(tmp_path, metricweig
     code, out, _ = metricweight("verify", path)
     assert code == 0
     assert out.splitlines()[-1] == "sound: nothing to be said of 8 pictures."
-    assert (tmp_path / "set.findings.csv").read_text() == ",".join(COLUMNS) + "\n"
+    assert (tmp_path / "set.csv.findings.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
 def test_faults_make_the_exit_code_1_and_json_is_nothing_else(tmp_path, metricweight):
@@ -183,7 +183,10 @@ def test_a_picture_that_is_missing_is_told_with_the_name_that_differs_in_case_al
     assert list(told(done, "missing")) == ["a/3.jpg", "a/4.jpg", "a/5.jpg"]
     assert "there is 3.JPG, which differs in case" in told(done, "missing")["a/3.jpg"]["detail"]
     (tmp_path / "a").rename(tmp_path / "A")
-    assert len(told(verify(path), "missing")) == 8
+    kept = (tmp_path / "set.csv.findings.csv.looks").read_bytes()
+    with pytest.raises(InputError, match=r"none of the 8 pictures, such as a/0.jpg, lies below .*--root"):
+        verify(path)
+    assert (tmp_path / "set.csv.findings.csv.looks").read_bytes() == kept
 
 
 def test_no_flipped_byte_of_a_png_changes_its_pixels_unseen(tmp_path):
@@ -594,7 +597,7 @@ def test_a_second_run_looks_at_nothing_that_it_knows(tmp_path, monkeypatch):
 def test_lines_that_are_torn_or_damaged_are_passed_over(tmp_path):
     path = a_set(tmp_path, eight(**{"3.jpg": b""}))
     before = verify(path).out.read_bytes()
-    kept = tmp_path / "set.findings.csv.looks"
+    kept = tmp_path / "set.csv.findings.csv.looks"
     lines = kept.read_bytes().splitlines(keepends=True)
     records = [i for i, line in enumerate(lines) if b".jpg" in line]
     for cut in (5, 40, len(lines[records[-1]]) - 2):
@@ -699,14 +702,14 @@ def test_a_run_that_was_killed_goes_on_and_finds_what_a_whole_one_finds(tmp_path
     path = a_set(tmp_path, files)
     words = [sys.executable, "-m", "metricweight", "verify", str(path), "--processes", "2"]
     run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    kept = tmp_path / "set.findings.csv.looks"
+    kept = tmp_path / "set.csv.findings.csv.looks"
     soon(lambda: kept.exists() and kept.read_bytes().count(b".jpg") > 60)
     helpers = children(run.pid)
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert len(helpers) >= 2
     soon(lambda: not any(map(alive, helpers)))  # they end with it
-    assert not (tmp_path / "set.findings.csv").exists()
+    assert not (tmp_path / "set.csv.findings.csv").exists()
     looked = kept.read_bytes().count(b".jpg")
     assert looked < 320
     done = verify(path, processes=1)

@@ -91,6 +91,7 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
             f"{path} is judged by protocol {listed.about.protocol}, by which training does not test yet. To train and "
             f"test on its training half alone: metricweight data {path} --where \"split == 'train'\" --out train.csv"
         )
+    manifest.check_root(listed, path)
     paths = [listed.root / item for item in table["path"]]
     members = table["member"].tolist()
     sizes = {}
@@ -117,7 +118,10 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
 
 def decode(path: Path, size: int, channels: int, member: int = -1) -> Tensor:
     """One picture as uint8 [C, S, S]; see `from_manifest`, and `open_picture` for `member`."""
-    picture = open_picture(path, member, at_least=size).convert("L" if channels == 1 else "RGB")
+    picture = open_picture(path, member, at_least=size)
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        picture = Image.fromarray((np.asarray(picture).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
+    picture = picture.convert("L" if channels == 1 else "RGB")
     fitted = ImageOps.fit(picture, (size, size), method=Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(fitted)).reshape(size, size, channels).permute(2, 0, 1)
 

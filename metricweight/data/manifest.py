@@ -6,8 +6,10 @@ judged. A CSV file with `path` and `label` alone, or a folder of class folders, 
 """
 
 import json
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -153,11 +155,11 @@ def read(path: Path, root: Path | None = None, accept: bool = False, check: bool
     """
     if path.is_dir():
         return _read_folder(path)
-    suffix = path.suffix.lower()
-    if suffix not in TABLES:
-        raise InputError(f"{path} is not {' or '.join(TABLES)}, nor a folder of class folders.")
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} is not there; give a manifest (.csv, .parquet) or a folder of class folders.")
+    suffix = path.suffix.lower()
+    if suffix not in TABLES or not path.is_file():
+        raise InputError(f"{path} is not {' or '.join(TABLES)}, nor a folder of class folders.")
     about = _read_sidecar(path)
     if about and not accept:
         _check_unchanged(path, about)
@@ -191,6 +193,7 @@ def write(manifest: Manifest, path: Path, overwrite: bool = False) -> None:
         manifest.about,
         root=_root_in_words(manifest.root, path.parent),
         counts=counts(table),
+        noise=manifest.about.noise and {**manifest.about.noise, **noise_rates(table)},
         sha256=checksum(path, "sha256"),
     )
     write_text(sidecar(path), json.dumps(asdict(about), indent=1, ensure_ascii=False) + "\n")
@@ -198,11 +201,23 @@ def write(manifest: Manifest, path: Path, overwrite: bool = False) -> None:
 
 def check_free(path: Path, overwrite: bool) -> None:
     """That a manifest can be written to a path. Raises InputError where not, which is better known before the work."""
-    if path.suffix.lower() not in TABLES:
+    if path.suffix.lower() not in TABLES or path.is_dir():
         raise InputError(f"a manifest is written to {' or '.join(TABLES)}, got {path}.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{path} cannot be written, since {above} is no folder that you may write to.")
     for there in (path, sidecar(path)):
         if there.exists() and not overwrite:
             raise InputError(f"{there} is already there; add --overwrite to replace it, or choose another --out.")
+
+
+def check_root(manifest: Manifest, path: Path) -> None:
+    """That the root of a manifest, read from `path`, is there. Raises InputError that says what to do."""
+    if not manifest.root.is_dir():
+        raise InputError(
+            f"{manifest.root}, where the pictures of {path} should lie, is not there; say where they are: "
+            f"metricweight data {path} --root DIR --out NEW.csv"
+        )
 
 
 def sidecar(path: Path) -> Path:
@@ -227,8 +242,12 @@ def complete(raw: "pd.DataFrame", where: Callable[[int], str], what: str, check:
 
     for name in ("path", "label"):
         if name not in raw:
-            there = ", ".join(repr(str(column)) for column in raw) or "none"
-            raise InputError(f"{what} has no column '{name}'; it has {there}. Needed: 'path' and 'label'.")
+            there = [str(column) for column in raw]
+            hint = " Columns are to be separated by commas." if any(c in "".join(there) for c in ";\t") else ""
+            raise InputError(
+                f"{what} has no column '{name}'; it has {', '.join(map(repr, there)) or 'none'}. "
+                f"Needed: 'path' and 'label'.{hint}"
+            )
     if not len(raw):
         raise InputError(f"{what} has no rows; needed: one per picture.")
     columns: dict[str, Any] = {}
@@ -321,13 +340,15 @@ def matching(manifest: Manifest, expression: str) -> Manifest:
 
     Raises InputError for an expression that pandas does not take as one, and where no row is left.
     """
+    asked = f'--where "{expression}"'
+    how = "write what is true or false of each row, as in \"split == 'train'\"."
     try:
-        rows = manifest.table.eval(expression, engine="python")
-        chosen = manifest.where(np.asarray(rows, dtype=bool), f"rows where {expression}")
+        rows: Any = manifest.table.eval(expression, engine="python")
     except Exception as error:  # pandas raises what the expression leads to
-        raise InputError(
-            f'--where "{expression}" cannot be used ({error}); write it over columns, as in "split == \'train\'".'
-        ) from None
+        raise InputError(f"{asked} cannot be used ({error}); {how}") from None
+    if np.shape(rows) != (len(manifest),) or rows.dtype != bool:
+        raise InputError(f"{asked} is not true or false of each row; {how}")
+    chosen = manifest.where(rows, f"rows where {expression}")
     if not len(chosen):
         raise InputError(f"no row of {manifest.about.name} is left where {expression}.")
     return chosen
@@ -345,6 +366,26 @@ def counts(table: "pd.DataFrame") -> dict[str, dict[str, int]]:
             **({"tracklets": int(table["tracklet"][rows].nunique())} if (table["tracklet"][rows] >= 0).any() else {}),
         }
         for part, rows in parts(table).items()
+    }
+
+
+def noise_rates(table: "pd.DataFrame") -> dict[str, Any]:
+    """How noisy the training rows are: over all, and by true class.
+
+    realised      share of the rows that are noisy
+    noisy, rows   how many that is, of how many
+    classes_gone  true classes that are no row's label any more
+    per_class     the least, mean and most noisy class
+    """
+    train = table[(table["split"] == "train") & ~table["is_junk"] & ~table["is_distractor"]]
+    rates = train.groupby("clean_label")["is_noisy"].mean()
+    spread = {"least": rates.min(), "mean": rates.mean(), "most": rates.max()} if len(train) else {}
+    return {
+        "realised": float(train["is_noisy"].mean()) if len(train) else 0.0,
+        "noisy": int(train["is_noisy"].sum()),
+        "rows": len(train),
+        "classes_gone": len(np.setdiff1d(train["clean_label"], train["label"])),
+        "per_class": {name: float(rate) for name, rate in spread.items()},
     }
 
 
@@ -394,6 +435,8 @@ def fold_classes(manifest: Manifest, folds: int, seed: int = 0) -> Manifest:
 
     Raises InputError where a fold would have fewer than two labels.
     """
+    if seed < 0:
+        raise InputError(f"the seed is 0 or more, got {seed}.")
     table = manifest.table.copy()
     train = (table["split"] == "train").to_numpy()
     labels = np.unique(table["label"].to_numpy()[train])
@@ -430,20 +473,22 @@ def _read_folder(root: Path) -> Manifest:
 
 
 def _read_sidecar(path: Path) -> About | None:
+    from pydantic import TypeAdapter, ValidationError
+
     file = sidecar(path)
     if not file.is_file():
         return None
     try:
-        given = json.loads(file.read_text(encoding="utf-8"))
-        if given["schema"] > SCHEMA:
-            raise InputError(
-                f"{file} was written by a later version of metricweight (schema {given['schema']}); update."
-            )
-        return About(**{key.name: given[key.name] for key in fields(About)})
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file} is not the sidecar of a manifest ({error}); move it away or write it anew.") from None
+        about: About = TypeAdapter(About).validate_json(file.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its text"
+        raise InputError(
+            f"{file} is not the sidecar of a manifest ({where}: {first['msg']}); move it away or write it anew."
+        ) from None
+    if about.schema > SCHEMA:
+        raise InputError(f"{file} was written by a later version of metricweight (schema {about.schema}); update.")
+    return about
 
 
 def _check_unchanged(path: Path, about: About) -> None:
@@ -461,7 +506,8 @@ def _read_csv(path: Path, typed: bool) -> "pd.DataFrame":
 
     always: Any = {"keep_default_na": False, "encoding": "utf-8-sig"}
     if typed:
-        dtypes: Any = {name: "str" if dtype == "category" else dtype for name, (dtype, _, _) in COLUMNS.items()}
+        known = {name: "str" if dtype == "category" else dtype for name, (dtype, _, _) in COLUMNS.items()}
+        dtypes: Any = defaultdict(lambda: "str", known)  # columns of others are kept to the letter
         try:
             typed_table: pd.DataFrame = pd.read_csv(path, dtype=dtypes, na_values={x: [""] for x in BOX}, **always)
             return typed_table
@@ -470,7 +516,11 @@ def _read_csv(path: Path, typed: bool) -> "pd.DataFrame":
     try:
         table: pd.DataFrame = pd.read_csv(path, dtype=str, **always)
         return table
-    except (ValueError, UnicodeDecodeError) as error:
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{path} is empty; needed: a CSV file with the columns 'path' and 'label'.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}, byte {error.start}: not UTF-8 text; save it as UTF-8.") from None
+    except ValueError as error:
         raise InputError(f"{path} cannot be read as a CSV file: {str(error).strip()}") from None
 
 
@@ -501,11 +551,15 @@ def _with_numbered_labels(raw: "pd.DataFrame", where: Callable[[int], str]) -> "
     if labels is None or pd.api.types.is_numeric_dtype(labels):
         return raw
     text = labels.astype(str)
-    empty = np.flatnonzero(text.str.strip() == "")
-    if len(empty):
-        raise InputError(f"{where(int(empty[0]))}: the label is empty.")
-    if text.str.fullmatch("0|-?[1-9][0-9]{0,17}").all():
-        return raw.assign(label=text.astype("int64"))
+    for rows, what in (
+        (labels.isna() | (text.str.strip() == ""), "empty"),
+        (text.str.fullmatch("nan|NaN"), "nan, which pandas writes where there is none"),
+        (text.str.fullmatch("-?[1-9][0-9]{18,}"), "a number of more than 18 digits; take another, or a name"),
+    ):
+        if rows.any():
+            raise InputError(f"{where(int(np.argmax(rows)))}: the label is {what}.")
+    if text.str.fullmatch(r"(0|-?[1-9][0-9]*)(\.0+)?").all():
+        return raw.assign(label=text.str.replace(r"\.0+$", "", regex=True).astype("int64"))
     names, numbers = np.unique(text.to_numpy(dtype=object), return_inverse=True)
     return raw.assign(label=numbers, label_name=names[numbers])
 
@@ -515,6 +569,8 @@ def _cast(values: "pd.Series[Any]", name: str, where: Callable[[int], str]) -> "
     import pandas as pd
 
     dtype = COLUMNS[name].dtype
+    if dtype == "str" and values.isna().any():
+        raise InputError(f"{where(int(np.argmax(values.isna())))}: the {name} is missing.")
     if values.dtype == dtype:
         return values
     if dtype in ("str", "category"):

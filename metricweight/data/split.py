@@ -26,8 +26,15 @@ def split_by_class(
     order       "random": classes are drawn with `seed`; "given": the last classes test and the last of the rest
                 validate, as in the usual splits of CUB-200-2011 and Cars196
 
-    Raises InputError where a side would have fewer than two classes.
+    Raises InputError for shares, orders and seeds that cannot be, and where a side would have fewer than two classes.
     """
+    for name, share in (("test", test), ("validation", validation)):
+        if not 0 <= share < 1:
+            raise InputError(f"{name} is a share of the classes, from 0 to below 1, got {share}.")
+    if order not in ("random", "given"):
+        raise InputError(f"order is random or given, got '{order}'.")
+    if seed < 0:
+        raise InputError(f"the seed is 0 or more, got {seed}.")
     classes = np.unique(labels)
     if order == "random":
         classes = np.random.default_rng(seed).permutation(classes)
@@ -35,9 +42,10 @@ def split_by_class(
     held_out = max(2, round(validation * (len(classes) - tested))) if validation else 0
     learned = len(classes) - tested - held_out
     if min(learned, tested) < 2:
+        many = f"{len(classes)} class{'es' * (len(classes) != 1)}"
         raise InputError(
-            f"{len(classes)} classes make {learned} to train, {held_out} to validate and {tested} to test on; "
-            "train and test need two at least. Set data.validation=0 to hold none out, or give more classes."
+            f"{many} make {learned} to train, {held_out} to validate and {tested} to test on; train and test need two "
+            "at least. Hold fewer out to validate on (0: none), or give more classes."
         )
     names = ("train", "validation", "test")
     groups = np.split(classes, [learned, learned + held_out])

@@ -30,6 +30,7 @@ def text(manifest: Manifest) -> str:
     """A table of the parts, and how many images the labels of each split have."""
     about, table = manifest.about, manifest.table
     head = f"{about.name}{f', {about.layout}' if about.layout else ''}: {len(table):,} rows, paths from {manifest.root}"
+    head += "" if manifest.root.is_dir() else " (which is not there: say with --root where it is)"
     found = counts(table)
     tracklets = any("tracklets" in numbers for numbers in found.values())
     rows = [["", "images", "labels", *["tracklets"] * tracklets, "images per label: least", "median", "most"]]

@@ -283,8 +283,8 @@ def add_noise(
     row = KINDS[kind]
     count = count or row.counts[0]
     if count not in row.counts:
-        known = "" if count in COUNTS else nearest(count, COUNTS)[:-1]
-        raise InputError(f"count {count} does not fit {kind}; there is {', '.join(row.counts)}{known}.")
+        known = "." if count in COUNTS else nearest(count, COUNTS)
+        raise InputError(f"count {count} does not fit {kind}; there is {', '.join(row.counts)}{known}")
     asked = Asked(kind, as_fraction(rate), seed, count, None, pictures)
     _check_clean(manifest)
     units = units_of(manifest, row.frames)
@@ -328,7 +328,10 @@ def make(
     listed: Path | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Reads a manifest, adds noise, or that of a list, and writes it to `out`. Nothing is written where it fails."""
+    """Reads a manifest, adds noise, or that of a list, and writes it to `out`.
+
+    Occlusion writes its pictures before that, to a folder beside it.
+    """
     if out is None:
         raise InputError("say where to write the noisy manifest: --out noisy.csv")
     if out.resolve() == path.resolve():
@@ -342,8 +345,10 @@ def make(
     elif kind is None or rate is None:
         raise InputError("give --kind and --rate, or --list; metricweight noise lists the kinds.")
     else:
-        pictures = out.with_name(f"{out.stem}-pictures")
+        pictures = out.with_name(f"{out.name}-pictures")
         clean = manifests.read(path)
+        if kind == "occlusion":
+            manifests.check_root(clean, path)
         made = add_noise(clean, kind, rate, seed or 0, count, embeddings=embeddings, pictures=pictures)
     manifests.write(made, out, overwrite)
     return made
@@ -444,21 +449,6 @@ def _changed(manifest: Manifest, units: Units, columns: Columns, said: Mapping[s
         column = table[name].to_numpy(values.dtype, copy=True)
         column[rows] = values
         table[name] = pd.Series(column, index=table.index).astype(dtype)  # type: ignore[call-overload]
-    noise = {**said, **_realised(table[rows], units)}
+    noise = {**said, **manifests.noise_rates(table)}
     text = f"{text}: {noise['noisy']:,} of {noise['rows']:,} training rows are noisy"
     return manifest.changed(table, text, noise=noise)
-
-
-def _realised(train: Any, units: Units) -> dict[str, Any]:
-    """How noisy the training rows have become: over all, and by true class."""
-    noisy = train["is_noisy"].to_numpy()
-    true = np.searchsorted(units.classes, train["clean_label"].to_numpy())
-    rates = np.bincount(true, noisy) / np.bincount(true)
-    spread = {"least": float(rates.min()), "mean": float(rates.mean()), "most": float(rates.max())}
-    return {
-        "realised": float(noisy.mean()),
-        "noisy": int(noisy.sum()),
-        "rows": len(train),
-        "classes_gone": len(np.setdiff1d(units.classes, train["label"].to_numpy())),
-        "per_class": spread,
-    }
