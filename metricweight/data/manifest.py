@@ -506,7 +506,8 @@ def _read_csv(path: Path, typed: bool) -> "pd.DataFrame":
 
     always: Any = {"keep_default_na": False, "encoding": "utf-8-sig"}
     if typed:
-        known = {name: "str" if dtype == "category" else dtype for name, (dtype, _, _) in COLUMNS.items()}
+        wide = {"category": "str", "int16": "int64", "int32": "int64"}  # pandas 2 cuts what does not fit without a word
+        known = {name: wide.get(dtype, dtype) for name, (dtype, _, _) in COLUMNS.items()}
         dtypes: Any = defaultdict(lambda: "str", known)  # columns of others are kept to the letter
         try:
             typed_table: pd.DataFrame = pd.read_csv(path, dtype=dtypes, na_values={x: [""] for x in BOX}, **always)
