@@ -6,6 +6,7 @@ from pathlib import Path
 from metricweight.checks import InputError
 from metricweight.data import manifest
 from metricweight.data.manifest import Manifest
+from metricweight.data.split import split_classes
 
 from .source import Converted, Dataset, Options, check_there
 
@@ -42,7 +43,7 @@ def _split(
     """Splits by class, unless the table has splits of its own and nothing else is asked for."""
     asked = any(getattr(options, name) is not None for name in SPLIT)
     if asked or (whole.table["split"] == "all").all():
-        whole = manifest.split_classes(
+        whole = split_classes(
             whole,
             test=0.5 if options.test is None else options.test,
             validation=options.validation or 0.0,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metricweight.checks import InputError, nearest
 from metricweight.data import manifest
 from metricweight.data.manifest import About, Counts, Manifest
+from metricweight.data.split import fold_classes
 from metricweight.files import checksum
 from metricweight.progress import part_done, say
 
@@ -61,7 +62,7 @@ def prepare(
     )
     whole = Manifest(table, converted.root, about)
     if folds is not None:
-        whole = manifest.fold_classes(whole, folds, options.seed or 0)
+        whole = fold_classes(whole, folds, options.seed or 0)
     manifest.write(whole, out, overwrite)
     say(f"{about.name}: this is {converted.layout}.")
     for note in [*notes, *doubts]:

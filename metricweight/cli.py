@@ -129,7 +129,7 @@ def evaluate(
     protocol: Annotated[
         str | None,
         typer.Option(help="Who searches for whom: a name that `metricweight protocols` lists, or with changes "
-                     "market1501:ap=step.", show_default="self; gallery where there is one"),
+                     "market1501:ap=step.", show_default="that of the embeddings, else self or gallery"),
     ] = None,
     all_protocols: Annotated[
         bool, typer.Option("--all-protocols", help="By each protocol that these items allow, side by side.")

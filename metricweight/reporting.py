@@ -104,7 +104,7 @@ def _protocols(asked: Asked, found: Embeddings, gallery: Embeddings | None) -> l
     """Which protocols: the one that was asked for, or all that these items allow."""
     searched = gallery is not None or found.queries is not None
     if not asked.all_protocols:
-        return [asked.protocol or ("gallery" if searched else "self")]
+        return [asked.protocol or found.protocol or ("gallery" if searched else "self")]
     if asked.protocol is not None:
         raise InputError("--all-protocols and --protocol were both given; give one of them.")
     if not searched:

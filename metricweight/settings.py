@@ -70,7 +70,9 @@ class Settings(_Strict):
     optimizer: OptimizerSettings = OptimizerSettings()
     steps: int = Field(600, ge=1, description="batches to train on")
     validations: int = Field(5, ge=0, description="how often to look at the validation classes, and save")
-    ks: list[Annotated[int, Field(ge=1)]] = Field([1, 2, 4, 8], min_length=1, description="the K of Recall@K")
+    ks: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None, min_length=1, description="the K of Recall@K; null: those of the protocol"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     seed: int = Field(0, ge=0, lt=2**63, description="of weights, batches and training distortion")
 

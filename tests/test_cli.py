@@ -553,6 +553,39 @@ def test_a_manifest_trains_and_tests_by_its_own_splits(metricweight, tmp_path):
         assert len(found["labels"]) == 8 * 6
 
 
+@pytest.mark.parametrize(("name", "protocol"), [("inshop", "inshop"), ("market1501", "market1501")])
+def test_what_has_queries_and_a_gallery_is_trained_embedded_and_judged_by_its_protocol(
+    metricweight, tmp_path, name, protocol
+):
+    assert metricweight("prepare", name, "--replica", "raw", "--size", 2)[0] == 0
+    table = pd.read_csv(tmp_path / "raw" / "manifest.csv")
+    small = ["data.size=32", "model.backbone=small_cnn", "steps=2", "validations=1", "ks=[1,5]", "batch.classes=4"]
+    code, _, err = metricweight("train", "folder", "data.root=raw/manifest.csv", *small, "--out", "run")
+    assert code == 0, err
+    trained = json.loads((tmp_path / "run" / "report.json").read_text())["models"]["trained"]["test"]
+    assert trained["stamp"]["protocol"]["name"] == protocol
+    assert trained["stamp"]["data"]["queries"] == table["is_query"].sum()
+    code, _, err = metricweight("embed", "run", "--data", "raw/manifest.csv", "--out", "again.npz")
+    assert code == 0, err
+    with np.load(tmp_path / "again.npz") as again, np.load(tmp_path / "run" / "embeddings.npz") as first:
+        assert {key: again[key].tolist() for key in again} == {key: first[key].tolist() for key in first}
+        assert again["labels"].tolist() == table["label"][table["split"] == "test"].tolist()
+        assert str(again["protocol"]) == protocol
+    code, out, err = metricweight("evaluate", "again.npz", "--ks", 1, 5, "--json")
+    assert code == 0, err
+    judged = next(iter(json.loads(out)["models"]["again"].values()))
+    for metric in ("recall@1", "map", "map_trapezoid", "minp", "intervals"):
+        assert judged[metric] == trained[metric]
+
+
+def test_what_is_judged_by_tracklets_is_refused_with_what_can_be_done(metricweight):
+    assert metricweight("prepare", "mars", "--replica", "raw")[0] == 0
+    code, _, err = metricweight("train", "folder", "data.root=raw/manifest.csv")
+    assert code == 2
+    assert "judged by tracklets" in err
+    assert metricweight("data", "raw/manifest.csv", "--where", "split == 'train'", "--out", "train.csv")[0] == 0
+
+
 def test_a_run_embeds_other_pictures_from_any_folder_and_its_own_by_name(metricweight, tmp_path, monkeypatch):
     pictures(tmp_path / "photos", 4)
     pictures(tmp_path / "others", 3)

@@ -29,6 +29,7 @@ class Embeddings(NamedTuple):
     queries     [N]     which items are queries, true or false, where that is said
     split       which split they are of; "all" where nothing is said
     what        what was read, in words
+    protocol    by which they are judged, where that is said
     """
 
     embeddings: Array
@@ -37,6 +38,7 @@ class Embeddings(NamedTuple):
     queries: Array | None
     split: str
     what: str
+    protocol: str | None = None
 
 
 def read(path: Path, labels: Path | None = None, label_column: str | None = None) -> Embeddings:
@@ -63,7 +65,7 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
     if label_column is not None and (labels or path).suffix.lower() not in TABLES:
         raise InputError(f"{labels or path} has no columns, so --label-column {label_column} cannot be.")
     label_column = label_column or "label"
-    split = "all"
+    split, protocol = "all", None
     own: Array | None = None
     more: dict[str, Array] = {}
     suffix = path.suffix.lower()
@@ -83,6 +85,7 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
             )
         embeddings, own, split = arrays["embeddings"], arrays.get("labels"), str(arrays.get("split", split))
         more = {name: arrays[name] for name in ROLES.values() if name in arrays}
+        protocol = str(arrays["protocol"]) if "protocol" in arrays else None
         what = " x ".join(map(str, embeddings.shape))
     elif suffix == ".npy":
         embeddings = _numpy(path)[""]
@@ -97,7 +100,7 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
     queries = more.get("queries")
     if queries is not None:
         queries = _yes_or_no(queries, path)
-    return Embeddings(embeddings, own, more.get("cameras"), queries, split, f"{what} of {path}.")
+    return Embeddings(embeddings, own, more.get("cameras"), queries, split, f"{what} of {path}.", protocol)
 
 
 def _roles(table: "pd.DataFrame", path: Path) -> dict[str, Array]:

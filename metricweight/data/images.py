@@ -19,6 +19,22 @@ from metricweight.data.split import Indices
 
 
 @dataclass(frozen=True)
+class Roles:
+    """How N pictures are judged.
+
+    protocol  a name that `metricweight protocols` lists
+    numbers   [N] labels as the source numbers them, by which the protocol knows junk and distractors
+    queries   [N] which pictures search
+    cameras   [N] -1 where it is not known
+    """
+
+    protocol: str
+    numbers: Indices
+    queries: NDArray[np.bool_]
+    cameras: Indices
+
+
+@dataclass(frozen=True)
 class Images:
     """N pictures with labels.
 
@@ -29,6 +45,7 @@ class Images:
     channels  1 for grey, 3 for colour
     stamp     what tells this data from other data of the same name
     splits    indices of the images of each split, where the data say so
+    roles     who searches for whom in the test half, where that is not each among all others
     """
 
     read: Callable[[Indices], Tensor]
@@ -38,6 +55,7 @@ class Images:
     channels: int
     stamp: str
     splits: Mapping[str, Indices] = field(default_factory=dict)
+    roles: "Roles | None" = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,10 +104,11 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
         raise InputError(f"data.root={path} is not there; give a folder of class folders, a CSV file or a manifest.")
     listed = manifest.read(path)
     table = listed.table
-    if "query" in (there := manifest.parts(table)) or "junk" in there:
+    there = manifest.parts(table)
+    if (table["tracklet"][table["split"] != "train"] >= 0).any():
         raise InputError(
-            f"{path} is judged by protocol {listed.about.protocol}, by which training does not test yet. To train and "
-            f"test on its training half alone: metricweight data {path} --where \"split == 'train'\" --out train.csv"
+            f"{path} is judged by tracklets, which training does not form yet. To train and test on pictures of its "
+            f"training half alone: metricweight data {path} --where \"split == 'train'\" --out train.csv"
         )
     manifest.check_root(listed, path)
     paths = [listed.root / item for item in table["path"]]
@@ -104,7 +123,11 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
     numbers, first, labels = np.unique(table["label"].to_numpy(), return_index=True, return_inverse=True)
     names = table["label_name"].iloc[first].astype(str)
     classes = [name or str(number) for number, name in zip(numbers, names, strict=True)]
-    splits = {name: np.flatnonzero(rows) for name, rows in there.items() if name != "all"}
+    splits = {name: np.flatnonzero(rows) for name, rows in there.items() if name in ("train", "validation", "test")}
+    roles = None
+    if listed.about.protocol != "self":
+        columns = [table[name].to_numpy() for name in ("label", "is_query", "camera")]
+        roles = Roles(listed.about.protocol, columns[0], columns[1], columns[2].astype(np.int64))
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
     def read(indices: Indices) -> Tensor:
@@ -113,7 +136,7 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
     known = zip(table["path"], table["member"], table["label"], table["split"], map(sizes.get, paths), strict=True)
     stamp = hashlib.sha256("\n".join(" ".join(map(str, row)) for row in known).encode()).hexdigest()
     titles = [str(item) if member < 0 else f"{item}:{member}" for item, member in zip(paths, members, strict=True)]
-    return Images(read, labels.reshape(-1), classes, titles, channels, stamp, splits)
+    return Images(read, labels.reshape(-1), classes, titles, channels, stamp, splits, roles)
 
 
 def decode(path: Path, size: int, channels: int, member: int = -1) -> Tensor:

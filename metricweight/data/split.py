@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricweight.checks import InputError
+from metricweight.data.manifest import Manifest, parts
 
 Indices = NDArray[np.int64]
 
@@ -50,3 +51,50 @@ def split_by_class(
     names = ("train", "validation", "test")
     groups = np.split(classes, [learned, learned + held_out])
     return {name: np.flatnonzero(np.isin(labels, group)) for name, group in zip(names, groups, strict=True)}
+
+
+def split_classes(
+    manifest: Manifest,
+    *,
+    test: float = 0.5,
+    validation: float = 0.0,
+    order: Literal["random", "given"] = "random",
+    seed: int = 0,
+) -> Manifest:
+    """Zero-shot splits: no label is in two of them. See `split_by_class` for the arguments.
+
+    Raises InputError where the manifest is split already.
+    """
+    import pandas as pd
+
+    if (manifest.table["split"] != "all").any():
+        raise InputError(f"{manifest.about.name} is split already ({', '.join(parts(manifest.table))}).")
+    table = manifest.table.copy()
+    split = np.full(len(table), "train", dtype=object)
+    labels = table["label"].to_numpy()
+    for name, rows in split_by_class(labels, test=test, validation=validation, order=order, seed=seed).items():
+        split[rows] = name
+    table["split"] = pd.Categorical(split)
+    table["is_query"] = table["is_gallery"] = split != "train"
+    said = f"split by class: test {test:g}, validation {validation:g}, order {order}, seed {seed}"
+    return manifest.changed(table, said)
+
+
+def fold_classes(manifest: Manifest, folds: int, seed: int = 0) -> Manifest:
+    """Numbers 0 to folds - 1 in the column `fold` of the rows of the split train; no label is in two folds.
+
+    Raises InputError where a fold would have fewer than two labels.
+    """
+    if seed < 0:
+        raise InputError(f"the seed is 0 or more, got {seed}.")
+    table = manifest.table.copy()
+    train = (table["split"] == "train").to_numpy()
+    labels = np.unique(table["label"].to_numpy()[train])
+    if folds < 2 or len(labels) < 2 * folds:
+        raise InputError(
+            f"{folds} folds of {len(labels)} training labels cannot be: two folds at least, two labels in each."
+        )
+    shuffled = np.random.default_rng(seed).permutation(labels)
+    number = {int(label): place % folds for place, label in enumerate(shuffled)}
+    table.loc[train, "fold"] = table["label"][train].map(number).astype("int16")
+    return manifest.changed(table, f"{folds} folds of the training labels, seed {seed}")

@@ -24,7 +24,8 @@ def embed(run: Path, data: str | None, split: str | None, out: Path | None, over
     """Writes the embeddings of pictures, by the network of a run, and returns the file.
 
     data   "glyphs", "digits", a folder of class folders, a CSV or a manifest; None: the data of the run
-    split  "train", "validation", "test" or "all"; None: test for the data of the run, all for other data
+    split  "train", "validation", "test" or "all"; None: test for the data of the run and for data that have a test half
+           of their own, all for other data
     out    an .npz file; None: RUN/embeddings[-DATA][-SPLIT].npz, without DATA for that of the run, without SPLIT if
            it was not given
     """
@@ -35,12 +36,12 @@ def embed(run: Path, data: str | None, split: str | None, out: Path | None, over
     own = (source.source, source.root) == (settings.data.source, settings.data.root)
     named = [] if own else [source.root.stem if source.root else source.source]
     out = out or run / ("-".join(["embeddings", *named, *filter(None, [split])]) + ".npz")
-    split = split or ("test" if own else "all")
     if out.suffix != ".npz":
         raise InputError(f"--out must be an .npz file, got {out}.")
     if out.exists() and not overwrite:
         raise InputError(f"{out} is already there; add --overwrite to replace it, or choose another --out.")
     images = load_images(source, channels)
+    split = split or ("test" if own or "test" in images.splits else "all")
     if images.channels != channels:
         raise InputError(f"the network of {run} looks at {_colour(channels)} pictures; {data} has others.")
     indices = np.arange(len(images)) if split == "all" else splits_of(images, source)[split]
@@ -127,15 +128,23 @@ def embed_images(
 
 
 def write_embeddings(path: Path, embeddings: NDArray[np.float32], images: Images, indices: Indices, split: str) -> None:
-    """An .npz file with embeddings [N, D], labels [N], names [N], the names of the classes, and the split."""
-    write_arrays(
-        path,
-        embeddings=embeddings,
-        labels=images.labels[indices],
-        names=np.array([images.names[i] for i in indices]),
-        classes=np.array(images.classes),
-        split=np.array(split),
-    )
+    """An .npz file with embeddings [N, D], labels [N], names [N], and the split.
+
+    Labels are positions in `classes`, the names of the classes. Where the data are judged by queries and a gallery,
+    labels are the numbers of the source instead, beside `queries`, `cameras` and the name of the `protocol`.
+    """
+    names = np.array([images.names[i] for i in indices])
+    if images.roles is None:
+        more = {"labels": images.labels[indices], "classes": np.array(images.classes)}
+    else:
+        roles = images.roles
+        more = {
+            "labels": roles.numbers[indices],
+            "queries": roles.queries[indices],
+            "cameras": roles.cameras[indices],
+            "protocol": np.array(roles.protocol),
+        }
+    write_arrays(path, embeddings=embeddings, names=names, split=np.array(split), **more)
 
 
 def _other(own: DataSettings, data: str) -> DataSettings:

@@ -76,20 +76,16 @@ def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
     def embedded(network: nn.Module, split: str, what: str | None) -> NDArray[np.float32]:
         return embed_images(network, images, splits[split], settings.data, device, what)
 
-    def judged(embeddings: NDArray[np.float32], split: str, ks: Sequence[int]) -> Report:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
-            return evaluate(embeddings, images.labels[splits[split]], ks=ks)
-
     def tested(embeddings: NDArray[np.float32]) -> Report:
-        report = judged(embeddings, "test", settings.ks)
+        report = _judged(embeddings, images, splits["test"], settings.ks)
         data = {"source": settings.data.source, "stamp": images.stamp[:32], "seed": settings.data.seed}
         return replace(report, stamp={**report.stamp, "data": {**report.stamp["data"], **data}})
 
     def validate() -> Mapping[str, float]:
         if not len(splits["validation"]):
             return {}
-        return judged(embedded(model, "validation", None), "validation", [1]).metrics
+        held_out = splits["validation"]
+        return _judged(embedded(model, "validation", None), replace(images, roles=None), held_out, [1]).metrics
 
     def batch_of(step: int) -> Batch:
         chosen = splits["train"][sampler.batch(step)]
@@ -120,6 +116,17 @@ def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
     models["trained"] = tested(found)
     reports.save(models, run / "report", recipe=recipe, steps=settings.steps, training_seconds=round(seconds, 1))
     say(f"\n{reports.markdown(models)}\n\nTrained for {seconds:.0f} s. Everything is in {run}.")
+
+
+def _judged(embeddings: NDArray[np.float32], images: Images, indices: Indices, ks: Sequence[int] | None) -> Report:
+    """By the protocol of the images; ks: None for those of the protocol."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
+        if images.roles is None:
+            return evaluate(embeddings, images.labels[indices], ks=ks)
+        roles = images.roles
+        labels, queries, cameras = (x[indices] for x in (roles.numbers, roles.queries, roles.cameras))
+        return evaluate(embeddings, labels, queries=queries, cameras=cameras, protocol=roles.protocol, ks=ks)
 
 
 def _train(
