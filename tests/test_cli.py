@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from metricweight.cli import _repeat_option, app
+from metricweight.data import manifest
 from metricweight.losses import LOSSES
 from metricweight.retrieval import PROTOCOLS, evaluate
 from metricweight.retrieval.report import EvaluationWarning
@@ -578,12 +579,32 @@ def test_what_has_queries_and_a_gallery_is_trained_embedded_and_judged_by_its_pr
         assert judged[metric] == trained[metric]
 
 
-def test_what_is_judged_by_tracklets_is_refused_with_what_can_be_done(metricweight):
-    assert metricweight("prepare", "mars", "--replica", "raw")[0] == 0
-    code, _, err = metricweight("train", "folder", "data.root=raw/manifest.csv")
-    assert code == 2
-    assert "judged by tracklets" in err
-    assert metricweight("data", "raw/manifest.csv", "--where", "split == 'train'", "--out", "train.csv")[0] == 0
+def test_tracklets_are_judged_by_the_means_of_their_frames(metricweight, tmp_path):
+    assert metricweight("prepare", "mars", "--replica", "raw", "--size", 2)[0] == 0
+    whole = manifest.read(tmp_path / "raw" / "manifest.csv")
+    small = ["data.size=32", "model.backbone=small_cnn", "steps=2", "validations=1", "ks=[1,5]", "batch.classes=4"]
+    code, _, err = metricweight("train", "folder", "data.root=raw/manifest.csv", *small, "--out", "run")
+    assert code == 0, err
+    stamp = json.loads((tmp_path / "run" / "report.json").read_text())["models"]["trained"]["test"]["stamp"]
+    assert stamp["protocol"]["name"] == "mars-official"
+    assert stamp["data"]["queries"] == whole.about.counts["query"]["tracklets"]
+
+    stills = whole.changed(whole.table.assign(tracklet=-1, frame=-1), "frames alone")
+    manifest.write(stills, tmp_path / "stills.csv")
+    code, _, err = metricweight("embed", "run", "--data", "stills.csv", "--out", "stills.npz")
+    assert code == 0, err
+    test = whole.table[whole.table["split"] == "test"].reset_index(drop=True)
+    with np.load(tmp_path / "stills.npz") as stills, np.load(tmp_path / "run" / "embeddings.npz") as tracklets:
+        frames = pd.DataFrame(stills["embeddings"].astype(np.float64)).groupby(test["tracklet"], sort=False)
+        np.testing.assert_allclose(tracklets["embeddings"], frames.mean().to_numpy(), atol=1e-6)
+        for name, column in (("labels", "label"), ("cameras", "camera"), ("queries", "is_query")):
+            first = test.groupby("tracklet", sort=False)[column].first()
+            assert tracklets[name].tolist() == first.tolist()
+        assert len(tracklets["labels"]) == whole.about.counts["test"]["tracklets"]
+    code, out, err = metricweight("evaluate", "run", "--ks", 1, 5, "--all-protocols")
+    assert code == 0, err
+    for protocol in ("mars-official", "mars-ap3d", "mars-torchreid"):
+        assert f"| embeddings, {protocol}" in out
 
 
 def test_a_run_embeds_other_pictures_from_any_folder_and_its_own_by_name(metricweight, tmp_path, monkeypatch):

@@ -22,16 +22,18 @@ from metricweight.data.split import Indices
 class Roles:
     """How N pictures are judged.
 
-    protocol  a name that `metricweight protocols` lists
-    numbers   [N] labels as the source numbers them, by which the protocol knows junk and distractors
-    queries   [N] which pictures search
-    cameras   [N] -1 where it is not known
+    protocol   a name that `metricweight protocols` lists
+    numbers    [N] labels as the source numbers them, by which the protocol knows junk and distractors
+    queries    [N] which pictures search
+    cameras    [N] -1 where it is not known
+    tracklets [N] those of one tracklet are judged as one; -1 for a still picture
     """
 
     protocol: str
     numbers: Indices
     queries: NDArray[np.bool_]
-    cameras: Indices
+    cameras: NDArray[np.int16]
+    tracklets: Indices
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,6 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
     listed = manifest.read(path)
     table = listed.table
     there = manifest.parts(table)
-    if (table["tracklet"][table["split"] != "train"] >= 0).any():
-        raise InputError(
-            f"{path} is judged by tracklets, which training does not form yet. To train and test on pictures of its "
-            f"training half alone: metricweight data {path} --where \"split == 'train'\" --out train.csv"
-        )
     manifest.check_root(listed, path)
     paths = [listed.root / item for item in table["path"]]
     members = table["member"].tolist()
@@ -126,8 +123,8 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
     splits = {name: np.flatnonzero(rows) for name, rows in there.items() if name in ("train", "validation", "test")}
     roles = None
     if listed.about.protocol != "self":
-        columns = [table[name].to_numpy() for name in ("label", "is_query", "camera")]
-        roles = Roles(listed.about.protocol, columns[0], columns[1], columns[2].astype(np.int64))
+        columns = [table[name].to_numpy() for name in ("label", "is_query", "camera", "tracklet")]
+        roles = Roles(listed.about.protocol, *columns)
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
     def read(indices: Indices) -> Tensor:

@@ -1,6 +1,7 @@
 """From pictures to embeddings: which pictures, how the network sees them, and what is written down."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -117,31 +118,65 @@ def blocks_of(indices: Indices) -> list[Indices]:
     return np.split(indices, range(BATCH, len(indices), BATCH))
 
 
+class Items(NamedTuple):
+    """What is judged of some images: the images themselves, or the tracklets that they are the frames of.
+
+    of     [N] which item each image is of
+    first  [I] the first image of each item, which has its label, camera and name
+    """
+
+    of: Indices
+    first: Indices
+
+
+def items_of(images: Images, indices: Indices) -> Items:
+    """The items of the images at `indices`, in the order in which these name them first."""
+    alone = np.arange(len(indices))
+    if images.roles is None:
+        return Items(alone, indices)
+    tracklets = images.roles.tracklets[indices]
+    _, first, of = np.unique(np.where(tracklets < 0, -1 - alone, tracklets), return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return Items(place[of], indices[first[order]])
+
+
 def embed_images(
     network: nn.Module, images: Images, indices: Indices, data: DataSettings, device: str, what: str | None
 ) -> NDArray[np.float32]:
-    """Embeddings [N, D] of the images at `indices`, seen as in a test. `what`: name of the progress bar, if any."""
+    """Embeddings [I, D] of the items of the images at `indices`, seen as in a test: that of a tracklet is the mean of
+    those of its frames. `what`: name of the progress bar, if any."""
     network = network.to(device).eval()
+    of = torch.from_numpy(items_of(images, indices).of)
+    counts = torch.bincount(of)
+    sums: Tensor | None = None
     with torch.inference_mode():
-        found = [network(seen(images, block, data).to(device)).cpu() for block in track(blocks_of(indices), what)]
-    return torch.cat(found).numpy()
+        for block in track(blocks_of(np.arange(len(indices))), what):
+            found = network(seen(images, indices[block], data).to(device)).cpu()
+            sums = found.new_zeros(len(counts), found.shape[1]) if sums is None else sums
+            sums.index_add_(0, of[block], found)
+    assert sums is not None  # there is an image
+    return (sums / counts[:, None]).numpy()
 
 
 def write_embeddings(path: Path, embeddings: NDArray[np.float32], images: Images, indices: Indices, split: str) -> None:
-    """An .npz file with embeddings [N, D], labels [N], names [N], and the split.
+    """An .npz file with embeddings [I, D], labels [I], names [I], and the split, of the items of the images.
 
     Labels are positions in `classes`, the names of the classes. Where the data are judged by queries and a gallery,
-    labels are the numbers of the source instead, beside `queries`, `cameras` and the name of the `protocol`.
+    labels are the numbers of the source instead, beside `queries`, `cameras` and the name of the `protocol`. A tracklet
+    has the name of its first frame.
     """
-    names = np.array([images.names[i] for i in indices])
+    first = items_of(images, indices).first
+    names = np.array([images.names[i] for i in first])
     if images.roles is None:
-        more = {"labels": images.labels[indices], "classes": np.array(images.classes)}
+        more = {"labels": images.labels[first], "classes": np.array(images.classes)}
     else:
         roles = images.roles
         more = {
-            "labels": roles.numbers[indices],
-            "queries": roles.queries[indices],
-            "cameras": roles.cameras[indices],
+            "labels": roles.numbers[first],
+            "queries": roles.queries[first],
+            "cameras": roles.cameras[first],
             "protocol": np.array(roles.protocol),
         }
     write_arrays(path, embeddings=embeddings, names=names, split=np.array(split), **more)

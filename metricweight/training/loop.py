@@ -28,7 +28,15 @@ from metricweight.retrieval import report as reports
 from metricweight.retrieval.report import EvaluationWarning
 from metricweight.settings import BatchSettings, Settings
 from metricweight.training import checkpoint
-from metricweight.training.embedding import blocks_of, embed_images, load_images, seen, splits_of, write_embeddings
+from metricweight.training.embedding import (
+    blocks_of,
+    embed_images,
+    items_of,
+    load_images,
+    seen,
+    splits_of,
+    write_embeddings,
+)
 from metricweight.training.log import training_log
 from metricweight.training.objective import Objective
 
@@ -85,7 +93,7 @@ def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
         if not len(splits["validation"]):
             return {}
         held_out = splits["validation"]
-        return _judged(embedded(model, "validation", None), replace(images, roles=None), held_out, [1]).metrics
+        return _judged(embedded(model, "validation", None), images, held_out, [1], among_all=True).metrics
 
     def batch_of(step: int) -> Batch:
         chosen = splits["train"][sampler.batch(step)]
@@ -118,14 +126,16 @@ def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
     say(f"\n{reports.markdown(models)}\n\nTrained for {seconds:.0f} s. Everything is in {run}.")
 
 
-def _judged(embeddings: NDArray[np.float32], images: Images, indices: Indices, ks: Sequence[int] | None) -> Report:
-    """By the protocol of the images; ks: None for those of the protocol."""
+def _judged(
+    embeddings: NDArray[np.float32], images: Images, indices: Indices, ks: Sequence[int] | None, among_all: bool = False
+) -> Report:
+    """By the protocol of the images, or each among all others; ks: None for those of the protocol."""
+    first, roles = items_of(images, indices).first, images.roles
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
-        if images.roles is None:
-            return evaluate(embeddings, images.labels[indices], ks=ks)
-        roles = images.roles
-        labels, queries, cameras = (x[indices] for x in (roles.numbers, roles.queries, roles.cameras))
+        if roles is None or among_all:
+            return evaluate(embeddings, images.labels[first], ks=ks)
+        labels, queries, cameras = (x[first] for x in (roles.numbers, roles.queries, roles.cameras))
         return evaluate(embeddings, labels, queries=queries, cameras=cameras, protocol=roles.protocol, ks=ks)
 
 

@@ -371,6 +371,9 @@ def report(made: Manifest) -> str:
     spread = noise["per_class"]
     more = [f"Labels of the list are numbered {noise['labels_numbered']}."] if "labels_numbered" in noise else []
     more += [f"Listed labels that are those of no class: {noise['bogus']}."] if "bogus" in noise else []
+    more += (
+        [] if noise["noisy"] else ["No row was changed: of so few, the rate is none, or the list has no other label."]
+    )
     more += [f"{noise['classes_gone']:,} classes are gone from the labels."] if noise["classes_gone"] else []
     head = (
         f"{noise['noisy']:,} of {noise['rows']:,} training rows are noisy: {noise['realised']:.4f}. "
