@@ -1,16 +1,12 @@
 """`metricweight verify`: whether the pictures of a manifest are all there and whole, and what else to know of them."""
 
-import csv
-import io
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +14,11 @@ from numpy.typing import NDArray
 from metricweight.checks import InputError, Interrupted
 from metricweight.data import manifest
 from metricweight.data.manifest import BOX, SPLITS, Manifest
-from metricweight.files import checksum, whole_file
+from metricweight.files import checksum
 from metricweight.progress import part_done, track
 
 from . import doubles, mars
+from .findings import KINDS, LONG, TINY, Finding, Verified, check_free, row_of, write
 from .looks import Book, Ints, look_at_all
 from .prepare import differences
 
@@ -30,112 +27,11 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]
 
-TINY, LONG = 8, 8  # pixels of the shorter side; how many times it the longer one is
 BEYOND = 1.0  # pixels by which a box may leave the picture: sources round, and some count from 1
-COLUMNS = ("severity", "kind", "path", "member", "row", "detail", "other", "other_member")
 FORMS = {
     "JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "GIF": (".gif",), "BMP": (".bmp",),
     "PPM": (".ppm",), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "NPY": (".npy",),
 }  # fmt: skip
-
-
-class Kind(NamedTuple):
-    """fault: training stops at it, or its numbers are not what they claim to be. warning: the numbers may mislead.
-    note: nothing is wrong, but it is good to know."""
-
-    severity: str
-    what: str
-
-
-KINDS = {
-    "table": Kind("fault", "rows that cannot be used as they are"),
-    "changed_table": Kind("fault", "the table is not the one that its sidecar speaks of"),
-    "counts": Kind("fault", "more or fewer than the sidecar says"),
-    "tracks": Kind("fault", "the lists of the source contradict each other, or the manifest"),
-    "missing": Kind("fault", "pictures that are not there, as their path is written"),
-    "damaged": Kind("fault", "pictures that cannot be decoded, or not to their end"),
-    "not_a_picture": Kind("fault", "files that are something else"),
-    "outside": Kind("fault", "boxes that leave their picture"),
-    "shared_label": Kind("fault", "labels that are in two splits, while others are not"),
-    "closed_set": Kind("warning", "the labels of two splits are the same"),
-    "leak": Kind("warning", "the same file in two splits"),
-    "two_labels": Kind("warning", "the same file under two labels"),
-    "near_leak": Kind("warning", "pictures that look the same in two splits"),
-    "near_two_labels": Kind("warning", "pictures that look the same under two labels"),
-    "changed": Kind("warning", "files that are not what they were when last verified"),
-    "no_match": Kind("note", "queries whose label is not to be found in the gallery"),
-    "one_camera": Kind("note", "queries whose label one camera alone saw; re-identification leaves them out"),
-    "double": Kind("note", "the same file again, under the same label"),
-    "near_double": Kind("note", "pictures that look the same, under the same label"),
-    "single": Kind("note", "labels with a single picture in their split"),
-    "short_tracklet": Kind("note", "tracklets of a single frame"),
-    "mode": Kind("note", "pictures that are not RGB: grey, with a palette, CMYK; they are converted"),
-    "form": Kind("note", "pictures that are not what their suffix says; they are read by content"),
-    "turned": Kind("note", "pictures with an EXIF rotation; they are turned upright"),
-    "several": Kind("note", "files with more than one picture; the first is used"),
-    "tiny": Kind("note", f"pictures of less than {TINY} pixels"),
-    "long": Kind("note", f"pictures more than {LONG} times as long as wide, or as wide as long"),
-    "flat": Kind("note", "pictures of one colour; they are not compared with others"),
-}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Rows of which the same is to be said.
-
-    rows    positions in the table; none where it is said of the table
-    detail  what is to be said of rows[i], by i; of the table by 0
-    others  the row that each is like
-    """
-
-    kind: str
-    rows: Ints
-    detail: Callable[[int], str]
-    others: Ints | None = None
-
-    def __len__(self) -> int:
-        return max(1, len(self.rows))
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What was found.
-
-    name      of the data set
-    pictures  how many there are
-    known     how many of them had been looked at in an earlier run
-    findings  in the order of KINDS
-    table     that their rows are of
-    out       file that lists them
-    """
-
-    name: str
-    pictures: int
-    known: int
-    findings: Sequence[Finding]
-    table: "pd.DataFrame"
-    out: Path
-    remarks: Sequence[str] = field(default_factory=list)
-
-    def count(self, severity: str) -> int:
-        return sum(len(one) for one in self.findings if KINDS[one.kind].severity == severity)
-
-    @property
-    def faults(self) -> int:
-        return self.count("fault")
-
-    def verdict(self) -> str:
-        """In a sentence."""
-        told = ", ".join(
-            f"{number:,} {severity}{'s' * (number != 1)}"
-            for severity in ("fault", "warning", "note")
-            if (number := self.count(severity))
-        )
-        if self.faults:
-            return f"{told}: mend the faults before training."
-        if self.count("warning"):
-            return f"usable, with {told}: no faults, but read the warnings before you trust its numbers."
-        return f"sound: {told or 'nothing to be said'} of {self.pictures:,} pictures."
 
 
 def verify(
@@ -157,7 +53,7 @@ def verify(
     out = out or (
         Path(f"{path.resolve().name}.findings.csv") if path.is_dir() else path.with_name(f"{path.name}.findings.csv")
     )
-    _check_free(out)
+    check_free(out)
     listed = manifest.read(path, root, accept=True, check=False)
     if not listed.root.is_dir():
         raise InputError(f"{listed.root}, where the pictures should lie, is not there; give the folder with --root.")
@@ -175,7 +71,7 @@ def verify(
     found += [*_doubles(listed, rows, book, remarks), *_tracks(listed)]
     findings = sorted((one for one in found), key=lambda one: list(KINDS).index(one.kind))
     done = Verified(listed.about.name, len(tasks), known, findings, listed.table, out, remarks)
-    _write(done, path)
+    write(done, path)
     return done
 
 
@@ -187,7 +83,7 @@ def _table(path: Path, listed: Manifest) -> Iterator[Finding]:
         first = int(problem.rows[0])
 
         def detail(i: int, sentence: str = problem.sentence, first: int = first) -> str:
-            return sentence if i == 0 else f"as in row {_row(path, first)}: {sentence}"
+            return sentence if i == 0 else f"as in row {row_of(path, first)}: {sentence}"
 
         yield Finding("table", problem.rows, detail)
     if not listed.about.sha256:
@@ -523,85 +419,3 @@ def _doubles(listed: Manifest, rows: Ints, book: Book, remarks: list[str]) -> It
         new = ~np.isin(a, pair[0])  # what is the same is not told again as looking the same
         if new.any():
             yield told((a[new], b[new]), f"near_{kind}")
-
-
-# ---- what is said
-
-
-def _check_free(out: Path) -> None:
-    """That nothing but earlier findings is replaced."""
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder; give a file, such as {out / 'findings.csv'}.")
-    if out.exists():
-        with open(out, "rb") as file:
-            if file.readline().strip() != ",".join(COLUMNS).encode():
-                raise InputError(f"{out} is there and is not a file of findings; give another --out.")
-
-
-def _row(path: Path, position: int) -> int | str:
-    """The number by which a row is found in its file."""
-    return "" if path.is_dir() else int(manifest.place(path, position).rsplit(" ", 1)[1])
-
-
-def _write(done: Verified, path: Path) -> None:
-    done.out.parent.mkdir(parents=True, exist_ok=True)
-    names, members = done.table["path"].tolist(), done.table["member"].tolist()
-    with whole_file(done.out) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(COLUMNS)
-        for one in done.findings:
-            severity = KINDS[one.kind].severity
-            if not len(one.rows):
-                lines.writerow((severity, one.kind, "", "", "", one.detail(0), "", ""))
-            for i, row in enumerate(one.rows.tolist()):
-                other = ("", "") if one.others is None else _name(names, members, int(one.others[i]))
-                place = _row(path, row)
-                lines.writerow((severity, one.kind, *_name(names, members, row), place, one.detail(i), *other))
-        text.detach()  # which writes what is left
-
-
-def _name(names: Sequence[str], members: Sequence[int], row: int) -> tuple[str, int | str]:
-    return names[row], members[row] if members[row] >= 0 else ""
-
-
-def _kinds(done: Verified) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for one in done.findings:
-        found[one.kind] = found.get(one.kind, 0) + len(one)
-    return found
-
-
-def as_json(done: Verified) -> str:
-    kinds = {
-        kind: {"severity": KINDS[kind].severity, "count": number, "what": KINDS[kind].what}
-        for kind, number in _kinds(done).items()
-    }
-    facts = {
-        "name": done.name, "pictures": done.pictures, "known": done.known,
-        "faults": done.faults, "warnings": done.count("warning"), "notes": done.count("note"),
-        "verdict": done.verdict(), "kinds": kinds, "remarks": list(done.remarks), "findings": str(done.out),
-    }  # fmt: skip
-    return json.dumps(facts, indent=1, ensure_ascii=False)
-
-
-def text(done: Verified) -> str:
-    """A table of the kinds, an example of each fault and warning, and the verdict."""
-    counted = _kinds(done)
-    lines = [f"{done.name}: {done.pictures:,} pictures, {done.known:,} of them known from before"]
-    rows = [(KINDS[kind].severity, f"{number:,}", kind, KINDS[kind].what) for kind, number in counted.items()]
-    if rows:
-        wide = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines.append("\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:{wide[2]}}  {d}" for a, b, c, d in rows))
-    examples = []
-    for one in done.findings:
-        if KINDS[one.kind].severity != "note" and one.kind in counted:
-            counted.pop(one.kind)
-            place = f"{done.table['path'].iloc[one.rows[0]]}: " if len(one.rows) else ""
-            other = f" ({done.table['path'].iloc[one.others[0]]})" if one.others is not None else ""
-            examples.append(
-                f"{one.kind}, such as {place}{one.detail(0)}{other}" if place else f"{one.kind}: {one.detail(0)}"
-            )
-    lines += ["\n".join(examples)] if examples else []
-    lines += done.remarks
-    return "\n\n".join([*lines, f"All findings are in {done.out}.", done.verdict()])

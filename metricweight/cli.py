@@ -267,10 +267,11 @@ def verify(
 
     The exit code is 1 where there are faults. A run that was stopped goes on where it was.
     """
-    from metricweight._data_tools import verify as tools
+    from metricweight._data_tools.findings import as_json, text
+    from metricweight._data_tools.verify import verify
 
-    done = tools.verify(manifest, root, out, processes, again)
-    typer.echo(tools.as_json(done) if json else tools.text(done))
+    done = verify(manifest, root, out, processes, again)
+    typer.echo(as_json(done) if json else text(done))
     if done.faults:
         raise typer.Exit(1)
 

@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from metricweight._data_tools import doubles, looks
+from metricweight._data_tools.findings import COLUMNS, KINDS, as_json, text
 from metricweight._data_tools.prepare import prepare, write_replica
 from metricweight._data_tools.replicas.products import product, save
 from metricweight._data_tools.source import Options
 from metricweight._data_tools.table import DATASETS
-from metricweight._data_tools.verify import COLUMNS, KINDS, as_json, text, verify
+from metricweight._data_tools.verify import verify
 from PIL import Image, ImageOps
 
 from metricweight.checks import InputError
