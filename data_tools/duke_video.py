@@ -1,8 +1,8 @@
 """DukeMTMC-VideoReID. Wu, Lin, Dong, Yan, Ouyang, Yang: Exploit the Unknown Gradually, CVPR 2018.
 
-train, query and gallery hold a folder per person, in it one per tracklet, and the names of its pictures tell person,
-camera, number and frame of the video once more: 0001_C6_F0099_X30823.jpg, or 0001C6F0099X30823.jpg in the first
-release. `frame` is the number after F; some tracklets begin at 2.
+train, query and gallery (train_split and so on in the first release) hold a folder per person, in it one per tracklet,
+and the names of its pictures tell person, camera, number and frame of the video once more: 0001_C6_F0099_X30823.jpg,
+or 0001C6F0099X30823.jpg in the first release. `frame` is the number after F; some tracklets begin at 2.
 
 Each query searches in the gallery, where pictures of the same person from the same camera do not count: the rules of
 mars-torchreid, with step AP. By the numbers that its authors give, the gallery holds the queries too; that rule leaves
@@ -31,13 +31,13 @@ PARTS = ("train", "query", "gallery")
 
 
 def convert(root: Path, options: Options) -> Converted:
-    base = find(root, "DukeMTMC-VideoReID", "train").parent
+    base = find(root, "DukeMTMC-VideoReID", "train", "train_split").parent
     folders = [folder for part in PARTS for folder in _folders(base, part)]
     names = LATER if any(map(LATER.form.fullmatch, entries(base / folders[0], "pictures"))) else FIRST
-    searched = {_person(folder) for folder in folders if folder.startswith("query/")}
+    searched = {_person(folder) for folder in folders if folder.startswith("query")}
     found = []
     for folder in track(folders, "reading tracklets", len(folders)):
-        part, label = folder.split("/")[0], _person(folder)
+        part, label = folder.split("/")[0].removesuffix("_split"), _person(folder)
         listed, frames, told = pictures(base / folder, names, {"person": folder.split("/")[1]})
         split, stranger = "train" if part == "train" else "test", part == "gallery" and label not in searched
         found.append(
@@ -55,14 +55,14 @@ def convert(root: Path, options: Options) -> Converted:
 
 def _folders(base: Path, part: str) -> list[str]:
     """The tracklets of a part, such as train/0001/0002."""
-    find(base, "DukeMTMC-VideoReID", part)
+    above = find(base, "DukeMTMC-VideoReID", part, f"{part}_split")
     found = []
-    for person in entries(base / part, "a folder per person, such as 0001"):
-        tracklets = entries(base / part / person, "a folder per tracklet, such as 0001") if person.isdecimal() else [""]
+    for person in entries(above, "a folder per person, such as 0001"):
+        tracklets = entries(above / person, "a folder per tracklet, such as 0001") if person.isdecimal() else [""]
         for tracklet in tracklets:
             if not tracklet.isdecimal():
-                raise InputError(f"{base / part / person / tracklet}: not a folder such as 0001; move it away.")
-            found.append(f"{part}/{person}/{tracklet}")
+                raise InputError(f"{above / person / tracklet}: not a folder such as 0001; move it away.")
+            found.append(f"{above.name}/{person}/{tracklet}")
     return found
 
 

@@ -73,7 +73,7 @@ def _people(sequences: Path) -> list[str]:
 
 def _splits(root: Path, base: Path, people: int) -> tuple[NDArray[np.int64], Path]:
     """Positions of people [splits, people], and the file that has them."""
-    places = [root / SPLITS, base / SPLITS, root / Path(SPLITS).name]
+    places = [root / SPLITS, base / SPLITS, base.parent / SPLITS, root / Path(SPLITS).name]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise InputError(

@@ -78,7 +78,7 @@ def listed(root: Path) -> Converted:
     import pandas as pd
 
     info = find(root, "MARS", "info/train_name.txt").parent
-    base = root if (root / "bbox_train").is_dir() else info.parent  # info may be in a clone of its repository
+    base = find(root, "MARS", "bbox_train").parent  # info may lie elsewhere, in a clone of its repository
     for name in FILES:
         find(info, "the folder info of MARS", name)
     train, test = (_read(info, half) for half in ("train", "test"))

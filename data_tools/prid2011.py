@@ -29,7 +29,7 @@ CAMERAS = {"cam_a": 1, "cam_b": 2}
 def convert(root: Path, options: Options) -> Converted:
     shots = find(root, "PRID2011", "prid_2011/multi_shot", "multi_shot")
     base = shots.parent
-    file = next((place for place in (root / SPLITS, base / SPLITS) if place.is_file()), None)
+    file = next((place for place in (root / SPLITS, base / SPLITS, base.parent / SPLITS) if place.is_file()), None)
     if file is None:
         raise InputError(
             f"{root / SPLITS} is missing: it says who is trained and who is tested. torchreid has it; put it there."

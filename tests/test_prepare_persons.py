@@ -114,6 +114,15 @@ def test_mars_may_lie_in_a_folder_of_its_name(tmp_path, folder):
     assert len(found.rows) == 12
 
 
+def test_the_tables_of_mars_may_lie_in_the_clone_that_they_come_from(tmp_path):
+    write_mars(tmp_path / "MARS")
+    (tmp_path / "MARS-evaluation").mkdir()
+    (tmp_path / "MARS" / "info").rename(tmp_path / "MARS-evaluation" / "info")
+    found = mars.convert(tmp_path, Options())
+    assert found.root == tmp_path / "MARS"
+    assert len(found.rows) == 12
+
+
 def changed(names: Sequence[str], line: int, name: str) -> list[str]:
     return [name if i == line else old for i, old in enumerate(names, start=1)]
 

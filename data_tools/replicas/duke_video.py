@@ -27,7 +27,8 @@ def write(root: Path, layout: str, size: int) -> "pd.DataFrame":
     tracklet = 0
     for part, told in (("train", train), ("query", query), ("gallery", sorted(gallery))):
         for label, number, camera in told:
-            folder = f"{part}/{label:04d}/{number:04d}"
+            above = part if layout == "later_names" else f"{part}_split"
+            folder = f"{above}/{label:04d}/{number:04d}"
             first = 2 if number == 2 else 1
             length = 3 + (label + number) % 3
             start = 1000 * label + 100 * number
