@@ -7,6 +7,7 @@ there twice. Boxes are taken as MATLAB's: pixels from 1 on, the last one inside.
 """
 
 import csv
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from metricweight.checks import InputError
+from metricweight.data.manifest import BOX
 
 from .replicas import cars196 as replica
 from .source import Converted, Dataset, Options, Replica, check_there, find, lines, mat, whole, wrong
@@ -75,27 +77,30 @@ def convert(root: Path, options: Options) -> Converted:
     (base, layout), *others = found
     listed = layout.read(base)
     notes = [f"{place / other.needs[0]} is there too; taken was {layout.what}, in {base}." for place, other in others]
-    table = _table(listed)
-    notes += listed.notes
+    table, flat = _table(listed)
+    notes += [*listed.notes, *flat]
     notes += check_there(base, table["path"].tolist(), lambda i: listed.cars[i].place)
     return Converted(table, layout.what, base, listed.read, notes=notes)
 
 
-def _table(listed: Listed) -> "pd.DataFrame":
+def _table(listed: Listed) -> "tuple[pd.DataFrame, list[str]]":
+    """The rows, and a note on boxes without an area, which are left out."""
     import pandas as pd
 
-    rows, places = [], dict[str, str]()
+    rows, places, flat = [], dict[str, str](), list[str]()
     for path, label, (x1, y1, x2, y2), place in listed.cars:
         if not 1 <= label <= len(listed.names):
             raise InputError(f"{place}: class {label} is not one of 1 to {len(listed.names)}.")
         if path in places:
             raise InputError(f"{place}: {path} is there already, in {places[path]}.")
-        if not (x1 <= x2 and y1 <= y2):
-            raise InputError(f"{place}: the box {x1}, {y1}, {x2}, {y2} has no area; expected x1, y1, x2, y2.")
         places[path] = place
+        box: Sequence[float] = (max(0, x1 - 1), max(0, y1 - 1), x2, y2)
+        if x1 > x2 or y1 > y2:
+            flat.append(f"{place}: the box {x1}, {y1}, {x2}, {y2} has no area and is left out.")
+            box = [math.nan] * 4
         split = "train" if label <= LAST_TRAINED else "test"
-        rows.append((path, label, listed.names[label - 1], split, max(0, x1 - 1), max(0, y1 - 1), x2, y2))
-    return pd.DataFrame(rows, columns=["path", "label", "label_name", "split", "x1", "y1", "x2", "y2"])
+        rows.append((path, label, listed.names[label - 1], split, *box))
+    return pd.DataFrame(rows, columns=["path", "label", "label_name", "split", *BOX]), flat
 
 
 # ---- car_ims with cars_annos.mat
