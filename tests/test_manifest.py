@@ -331,6 +331,14 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(tmp_path, 
         manifest.check_free(tmp_path / (where or "m.csv"), overwrite=True)
 
 
+def test_a_table_of_ones_own_becomes_a_manifest(tmp_path):
+    made = manifest.of(pd.DataFrame({"path": ["a", "b"], "label": ["x", "w"]}), tmp_path, "mine")
+    assert made.table["label"].tolist() == [1, 0]
+    assert (made.root, made.about.name) == (tmp_path, "mine")
+    with pytest.raises(InputError, match="mine, row 1: a is there already"):
+        manifest.of(pd.DataFrame({"path": ["a", "a"], "label": [1, 2]}), tmp_path, "mine")
+
+
 # ---- data of one's own
 
 

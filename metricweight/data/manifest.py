@@ -172,6 +172,19 @@ def read(path: Path, root: Path | None = None, accept: bool = False, check: bool
     return Manifest(table, root, known)
 
 
+def of(table: "pd.DataFrame", root: Path, name: str = "table") -> Manifest:
+    """A manifest of a table with some of the columns of `COLUMNS`, `path` and `label` at least.
+
+    Labels may be text, as in a CSV file; see `read`. Raises InputError, with the row from 0 on, for what is not as
+    `COLUMNS` says.
+    """
+
+    def where(row: int) -> str:
+        return f"{name}, row {row}"
+
+    return Manifest(complete(_with_numbered_labels(table, where), where, name), root, About(name))
+
+
 def write(manifest: Manifest, path: Path, overwrite: bool = False) -> None:
     """Writes the table and its sidecar; columns that say nothing are left out.
 
