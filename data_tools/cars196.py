@@ -95,7 +95,7 @@ def _table(listed: Listed) -> "tuple[pd.DataFrame, list[str]]":
             raise InputError(f"{place}: {path} is there already, in {places[path]}.")
         places[path] = place
         box: Sequence[float] = (max(0, x1 - 1), max(0, y1 - 1), x2, y2)
-        if x1 > x2 or y1 > y2:
+        if x1 > x2 or y1 > y2 or box[0] >= x2 or box[1] >= y2:
             flat.append(f"{place}: the box {x1}, {y1}, {x2}, {y2} has no area and is left out.")
             box = [math.nan] * 4
         split = "train" if label <= LAST_TRAINED else "test"

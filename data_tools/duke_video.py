@@ -17,7 +17,7 @@ from metricweight.checks import InputError
 from metricweight.progress import track
 
 from .replicas import duke_video as replica
-from .source import Converted, Dataset, Options, Replica, find
+from .source import Converted, Dataset, Options, Replica, find, find_in
 from .tracklets import Names, Tracklet, entries, gaps, pictures, table
 
 LATER = Names(
@@ -55,7 +55,7 @@ def convert(root: Path, options: Options) -> Converted:
 
 def _folders(base: Path, part: str) -> list[str]:
     """The tracklets of a part, such as train/0001/0002."""
-    above = find(base, "DukeMTMC-VideoReID", part, f"{part}_split")
+    above = find_in(base, "DukeMTMC-VideoReID", part, f"{part}_split")
     found = []
     for person in entries(above, "a folder per person, such as 0001"):
         tracklets = entries(above / person, "a folder per tracklet, such as 0001") if person.isdecimal() else [""]

@@ -122,6 +122,9 @@ class Verified:
 
 def check_free(out: Path) -> None:
     """That nothing but earlier findings is replaced."""
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"--out {out} cannot be written: {above} is a file.")
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; give a file, such as {out / 'findings.csv'}.")
     if out.exists():

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from metricweight.checks import InputError
 
 from .replicas import market1501 as replica
-from .source import Converted, Dataset, Options, Replica, find
+from .source import Converted, Dataset, Options, Replica, find, find_in
 from .tracklets import entries
 
 NAME = re.compile(
@@ -38,7 +38,7 @@ def convert(root: Path, options: Options) -> Converted:
     import pandas as pd
 
     base = find(root, "Market-1501", TRAIN, f"Market-1501-v15.09.15/{TRAIN}").parent
-    found = {folder: _pictures(find(base, "Market-1501", folder)) for folder in (TRAIN, GALLERY, QUERY)}
+    found = {folder: _pictures(find_in(base, "Market-1501", folder)) for folder in (TRAIN, GALLERY, QUERY)}
     _check_people(base, found)
     tables = [
         pd.DataFrame(pictures).assign(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from metricweight.checks import InputError
 
 from .replicas import mars as replica
-from .source import Converted, Dataset, Options, Replica, check_there, find, lines, mat, wrong
+from .source import Converted, Dataset, Options, Replica, check_there, find, find_in, lines, mat, wrong
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +80,7 @@ def listed(root: Path) -> Converted:
     info = find(root, "MARS", "info/train_name.txt").parent
     base = find(root, "MARS", "bbox_train").parent  # info may lie elsewhere, in a clone of its repository
     for name in FILES:
-        find(info, "the folder info of MARS", name)
+        find_in(info, "the folder info of MARS", name)
     train, test = (_read(info, half) for half in ("train", "test"))
     searches = _queries(info / "query_IDX.mat", test)
     folders = [_pictures(base, half) for half in ("train", "test")]
@@ -103,7 +103,7 @@ def _pictures(base: Path, half: str) -> str:
     """The folder with the pictures; some copies have it in a folder of the same name."""
     folder = f"bbox_{half}"
     inside = f"{folder}/{folder}"
-    return inside if (base / inside).is_dir() else find(base, "MARS", folder).name
+    return inside if (base / inside).is_dir() else find_in(base, "MARS", folder).name
 
 
 def _read(info: Path, half: str) -> _Half:

@@ -40,8 +40,9 @@ def prepare(
     manifest.check_free(out, overwrite)
     if out.resolve() == root.resolve():
         raise InputError(f"--out {out} is what is read; choose another, so that nothing is lost.")
-    replica = marked(root) or marked(root.parent)
     converted = dataset.convert(root, options)
+    near = (root, root.parent, converted.root, *converted.root.parents[:2])
+    replica = next((mark_there for folder in near if (mark_there := marked(folder))), None)
     table = manifest.complete(converted.rows, lambda row: f"{root}: {converted.rows['path'].iloc[row]}", str(root))
     found, expected = manifest.counts(table), replica["counts"] if replica else dataset.counts
     wrong = differences(found, expected)

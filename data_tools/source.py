@@ -102,11 +102,19 @@ def find(root: Path, wanted: str, *places: str) -> Path:
 
     Raises InputError that says where it looked and what lies there.
     """
-    above = [root, *sorted(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
-    for folder in above:
+    below = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    for folder in (root, *below):
         for place in places:
             if (folder / place).exists():
                 return folder / place
+    return find_in(root, wanted, *places)
+
+
+def find_in(root: Path, wanted: str, *places: str) -> Path:
+    """The same, but not below a folder in the root."""
+    for place in places:
+        if (root / place).exists():
+            return root / place
     if not root.is_dir():
         raise InputError(f"--root {root} is {'a file' if root.exists() else 'not there'}; give the folder of {wanted}.")
     there = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())

@@ -174,12 +174,14 @@ def _tracklets(listed: Manifest) -> Iterator[Finding]:
 
 
 def _tracks(listed: Manifest) -> Iterator[Finding]:
-    """What the lists and track tables of MARS, where they lie below the root, say otherwise than the manifest, or than
+    """What the lists and track tables of MARS, where they lie near the root, say otherwise than the manifest, or than
     each other. Rows that noise touched are not compared, nor are queries, which one may choose."""
-    if not any(any((listed.root / base / "info").glob("tracks_*_info.mat")) for base in ("", "mars", "MARS")):
+    near = [listed.root, listed.root.parent]  # the tables may lie in a clone of their repository, beside the pictures
+    homes = [home for home in near if any(next(home.glob(f"{up}info/tracks_*_info.mat"), None) for up in ("", "*/"))]
+    if not homes or "MARS" not in listed.about.name:
         return
     try:
-        source = mars.listed(listed.root)
+        source = mars.listed(homes[0])
     except InputError as error:
         yield _whole("tracks", str(error))
         return

@@ -607,6 +607,55 @@ def test_tracklets_are_judged_by_the_means_of_their_frames(metricweight, tmp_pat
         assert f"| embeddings, {protocol}" in out
 
 
+def test_the_training_half_of_a_benchmark_alone_is_trained_and_tested_each_among_all(metricweight, tmp_path):
+    assert metricweight("prepare", "market1501", "--replica", "raw", "--size", 2)[0] == 0
+    assert metricweight("data", "raw/manifest.csv", "--where", "split == 'train'", "--out", "half.csv")[0] == 0
+    small = ["data.size=32", "model.backbone=small_cnn", "steps=2", "validations=1", "ks=[1]", "batch.classes=2"]
+    code, _, err = metricweight("train", "folder", "data.root=half.csv", *small, "data.validation=0", "--out", "run")
+    assert code == 0, err
+    stamp = json.loads((tmp_path / "run" / "report.json").read_text())["models"]["trained"]["test"]["stamp"]
+    assert stamp["protocol"]["name"] == "self"
+    assert stamp["data"]["queries"] == 4 * 4  # four people of four pictures
+
+
+def test_other_splits_than_the_test_half_are_embedded_without_its_protocol(metricweight, tmp_path):
+    assert metricweight("prepare", "market1501", "--replica", "raw", "--size", 2)[0] == 0
+    small = ["data.size=32", "model.backbone=small_cnn", "steps=2", "validations=1", "ks=[1]", "batch.classes=2"]
+    assert metricweight("train", "folder", "data.root=raw/manifest.csv", *small, "--out", "run")[0] == 0
+    for split in ("train", "all"):
+        code, _, err = metricweight("embed", "run", "--split", split)
+        assert code == 0, err
+        with np.load(tmp_path / "run" / f"embeddings-{split}.npz") as found:
+            assert not {"queries", "protocol", "cameras"} & set(found)
+        code, out, err = metricweight("evaluate", f"run/embeddings-{split}.npz", "--ks", 1)
+        assert code == 0, err
+        assert "Protocol self" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda t: t.assign(split=np.where(t["split"] == "train", "all", "test")),
+            "has the splits all, test; training",
+        ),
+        (lambda t: t[t["split"] == "test"], "has the splits test; training needs train and test"),
+        (lambda t: t.assign(split=np.where(t["is_junk"], "train", t["split"])), "rows of junk or distractors, such as"),
+        (lambda t: t.assign(split="all"), "16 rows of junk or distractors, such as"),
+        (lambda t: t[(t["split"] == "test") | (t["label"] < 10)], "2 training classes are too few"),
+    ],
+)
+def test_rows_that_would_be_lost_or_learned_wrongly_are_refused(metricweight, tmp_path, change, words):
+    assert metricweight("prepare", "market1501", "--replica", "raw", "--size", 2)[0] == 0
+    whole = manifest.read(tmp_path / "raw" / "manifest.csv")
+    table = change(whole.table).reset_index(drop=True)
+    kept = table.drop(columns=["is_query", "is_gallery"]) if "train" in set(table["split"]) else table
+    manifest.write(whole.changed(manifest.complete(kept, str, "t"), "changed"), tmp_path / "changed.csv")
+    code, _, err = metricweight("train", "folder", "data.root=changed.csv", "model.backbone=small_cnn", "data.size=32")
+    assert code == 2
+    assert words in err
+
+
 def test_a_run_embeds_other_pictures_from_any_folder_and_its_own_by_name(metricweight, tmp_path, monkeypatch):
     pictures(tmp_path / "photos", 4)
     pictures(tmp_path / "others", 3)

@@ -13,6 +13,7 @@ from PIL import Image
 from metricweight.checks import InputError
 from metricweight.data import manifest
 from metricweight.data.manifest import About, Manifest
+from metricweight.data.split import split_classes
 
 FULL = pd.DataFrame(
     {
@@ -339,6 +340,27 @@ def test_a_table_of_ones_own_becomes_a_manifest(tmp_path):
         manifest.of(pd.DataFrame({"path": ["a", "a"], "label": [1, 2]}), tmp_path, "mine")
 
 
+def test_a_table_with_queries_of_its_own_is_judged_by_them(tmp_path):
+    (tmp_path / "m.csv").write_text("path,label,split,is_query,is_gallery\na,1,test,1,0\nb,1,test,0,1\n")
+    assert manifest.read(tmp_path / "m.csv").about.protocol == "gallery"
+    (tmp_path / "m.csv").write_text("path,label,split\na,1,test\nb,1,test\n")
+    assert manifest.read(tmp_path / "m.csv").about.protocol == "self"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path,label\na,1,5\nb,2,6\n", "more fields than its header"),
+        ("path,label,camera\na,1,9.223372036854775807e18\n", "camera '9.22.*' is not a whole number"),
+        ("path,label,tracklet\na,1,9.223372036854775807e18\n", "tracklet '9.22.*' is not a whole number"),
+    ],
+)
+def test_what_pandas_would_bend_is_refused(tmp_path, text, words):
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(InputError, match=words):
+        manifest.read(tmp_path / "m.csv")
+
+
 # ---- data of one's own
 
 
@@ -425,3 +447,16 @@ def test_what_cannot_be_prepared_is_refused_in_a_sentence(metricweight, photos, 
     assert message in err
     assert not (tmp_path / "m.csv").exists()
     assert (tmp_path / "own.csv").read_bytes() == before
+
+
+def test_junk_and_distractors_are_tested_with_and_queries_are_not_dealt_out():
+    table = pd.DataFrame({"path": [f"{i}" for i in range(12)], "label": [-1, 0, *np.repeat(range(1, 6), 2)]})
+    odd = {"is_junk": table["label"] == -1, "is_distractor": table["label"] == 0}
+    for seed in range(8):
+        made = split_classes(manifest.of(table.assign(**odd), Path()), seed=seed, validation=0)
+        assert made.table["split"][:2].tolist() == ["test", "test"]
+        assert made.table["is_query"][:2].tolist() == [False, False]
+        manifest.complete(made.table, str, "still right")
+    asked = manifest.of(table.assign(**odd, is_query=table["label"] == 1), Path())
+    with pytest.raises(InputError, match="has queries of its own; say in a column split"):
+        split_classes(asked)

@@ -526,6 +526,27 @@ def test_a_manifest_that_says_otherwise_than_the_lists_of_mars_is_a_fault(mars_r
         assert tracks[0]["detail"] == "it is in one tracklet with the other in the lists, but not here"
 
 
+def test_findings_are_not_written_below_a_file(tmp_path):
+    path = a_set(tmp_path, eight())
+    with pytest.raises(InputError, match="is a file"):
+        verify(path, out=path / "findings.csv")
+
+
+def test_the_tables_of_mars_are_compared_where_they_lie_in_a_clone_and_not_with_other_data(tmp_path):
+    write_replica("mars", tmp_path / "MARS")
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "MARS" / "info").rename(tmp_path / "clone" / "info")
+    (tmp_path / "MARS" / "replica.json").rename(tmp_path / "replica.json")
+    made = prepare("mars", tmp_path, tmp_path / "set.csv", Options())
+    table = made.table.copy()
+    table.loc[table["tracklet"] == 0, "camera"] = 6 if table["camera"].iloc[0] != 6 else 5
+    manifest.write(Manifest(table, made.root, made.about), tmp_path / "set.csv", overwrite=True)
+    assert "tracks" in kinds(verify(tmp_path / "set.csv"))
+    other = Manifest(table, made.root, replace(made.about, name="others"))
+    manifest.write(other, tmp_path / "other.csv")
+    assert "tracks" not in kinds(verify(tmp_path / "other.csv"))
+
+
 def test_labels_that_noise_touched_are_not_compared_with_the_lists_of_mars(mars_raw):
     made = manifest.read(mars_raw)
     table = made.table.copy()

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from metricweight.checks import InputError
 from metricweight.data.split import Indices
+
+if TYPE_CHECKING:
+    from metricweight.data.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
         raise InputError(f"data.root={path} is not there; give a folder of class folders, a CSV file or a manifest.")
     listed = manifest.read(path)
     table = listed.table
-    there = manifest.parts(table)
+    splits = _splits(listed, path)
+    alone = "test" not in splits  # nothing is kept to be tested on, so classes are dealt out, and each searches all
     manifest.check_root(listed, path)
     paths = [listed.root / item for item in table["path"]]
     members = table["member"].tolist()
@@ -120,9 +125,8 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
     numbers, first, labels = np.unique(table["label"].to_numpy(), return_index=True, return_inverse=True)
     names = table["label_name"].iloc[first].astype(str)
     classes = [name or str(number) for number, name in zip(numbers, names, strict=True)]
-    splits = {name: np.flatnonzero(rows) for name, rows in there.items() if name in ("train", "validation", "test")}
     roles = None
-    if listed.about.protocol != "self":
+    if listed.about.protocol != "self" and not alone:
         columns = [table[name].to_numpy() for name in ("label", "is_query", "camera", "tracklet")]
         roles = Roles(listed.about.protocol, *columns)
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="decode")
@@ -134,6 +138,35 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
     stamp = hashlib.sha256("\n".join(" ".join(map(str, row)) for row in known).encode()).hexdigest()
     titles = [str(item) if member < 0 else f"{item}:{member}" for item, member in zip(paths, members, strict=True)]
     return Images(read, labels.reshape(-1), classes, titles, channels, stamp, splits, roles)
+
+
+def _splits(listed: "Manifest", path: Path) -> dict[str, Indices]:
+    """The rows of train, validation and test; none, where all rows are of one part that is not for tests.
+
+    Raises InputError for other parts, and for junk and distractors where they would be learned from, or ranked by a
+    protocol that does not know them.
+    """
+    table = listed.table
+    split = table["split"].astype(str).to_numpy()
+    there = set(split.tolist())
+    own = there in ({"train", "test"}, {"train", "validation", "test"})
+    if not own and there not in ({"all"}, {"train"}):
+        raise InputError(
+            f"{path} has the splits {', '.join(sorted(there))}; training needs train and test (and validation), or "
+            "all rows in one split, train or all, which is then split by class."
+        )
+    ranked = (split == "test") & (listed.about.protocol != "self")
+    odd = np.flatnonzero((table["is_junk"] | table["is_distractor"]).to_numpy() & ~ranked)
+    if len(odd):
+        raise InputError(
+            f"{path} has {len(odd):,} rows of junk or distractors, such as {table['path'].iloc[odd[0]]}, that would be "
+            f"learned from or ranked as a class. Take them out: metricweight data {path} "
+            '--where "not is_junk and not is_distractor" --out NEW.csv'
+        )
+    if not own:
+        return {}
+    judged = (table["is_query"] | table["is_gallery"]).to_numpy()
+    return {name: np.flatnonzero((split == name) & (judged | (split == "train"))) for name in there}
 
 
 def decode(path: Path, size: int, channels: int, member: int = -1) -> Tensor:

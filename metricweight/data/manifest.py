@@ -168,9 +168,9 @@ def read(path: Path, root: Path | None = None, accept: bool = False, check: bool
     if about is None:
         raw = _with_numbered_labels(raw, partial(place, path))
     table = complete(raw, partial(place, path), str(path), check)
-    if root is None:
-        root = path.parent / known.root
-    return Manifest(table, root, known)
+    if about is None:
+        known = replace(known, protocol=_protocol(table))
+    return Manifest(table, path.parent / known.root if root is None else root, known)
 
 
 def of(table: "pd.DataFrame", root: Path, name: str = "table") -> Manifest:
@@ -183,7 +183,8 @@ def of(table: "pd.DataFrame", root: Path, name: str = "table") -> Manifest:
     def where(row: int) -> str:
         return f"{name}, row {row}"
 
-    return Manifest(complete(_with_numbered_labels(table, where), where, name), root, About(name))
+    table = complete(_with_numbered_labels(table.reset_index(drop=True), where), where, name)
+    return Manifest(table, Path(root), About(name, protocol=_protocol(table)))
 
 
 def write(manifest: Manifest, path: Path, overwrite: bool = False) -> None:
@@ -261,6 +262,10 @@ def complete(raw: "pd.DataFrame", where: Callable[[int], str], what: str, check:
                 f"{what} has no column '{name}'; it has {', '.join(map(repr, there)) or 'none'}. "
                 f"Needed: 'path' and 'label'.{hint}"
             )
+    if raw.columns.duplicated().any():
+        raise InputError(f"{what} has the column '{raw.columns[raw.columns.duplicated()][0]}' twice.")
+    if not isinstance(raw.index, pd.RangeIndex):
+        raise InputError(f"{what} has rows with more fields than its header names columns.")
     if not len(raw):
         raise InputError(f"{what} has no rows; needed: one per picture.")
     columns: dict[str, Any] = {}
@@ -359,7 +364,8 @@ def matching(manifest: Manifest, expression: str) -> Manifest:
         rows: Any = manifest.table.eval(expression, engine="python")
     except Exception as error:  # pandas raises what the expression leads to
         raise InputError(f"{asked} cannot be used ({error}); {how}") from None
-    if np.shape(rows) != (len(manifest),) or rows.dtype != bool:
+    rows = np.asarray(rows)
+    if rows.shape != (len(manifest),) or rows.dtype != bool:
         raise InputError(f"{asked} is not true or false of each row; {how}")
     chosen = manifest.where(rows, f"rows where {expression}")
     if not len(chosen):
@@ -414,6 +420,11 @@ def parts(table: "pd.DataFrame") -> "dict[str, pd.Series[bool]]":
 
 
 # ---- what lies beneath
+
+
+def _protocol(table: "pd.DataFrame") -> str:
+    """By which a table is judged where nobody says it: with queries of its own, they search in the others."""
+    return "gallery" if "query" in parts(table) else "self"
 
 
 def _read_folder(root: Path) -> Manifest:
@@ -549,7 +560,7 @@ def _cast(values: "pd.Series[Any]", name: str, where: Callable[[int], str]) -> "
     else:
         found = pd.to_numeric(values, errors="coerce")
         limit = np.iinfo(dtype)
-        wrong = found.isna() | (found % 1 != 0) | (found < limit.min) | (found > limit.max)
+        wrong = found.isna() | (found % 1 != 0) | (found < limit.min) | (found > limit.max) | (found == 2.0**63)
         kind = f"a whole number of at most {limit.max:,}" if limit.bits < 64 else "a whole number"
     rows = np.flatnonzero(wrong)
     if len(rows):

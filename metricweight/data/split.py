@@ -61,21 +61,28 @@ def split_classes(
     order: Literal["random", "given"] = "random",
     seed: int = 0,
 ) -> Manifest:
-    """Zero-shot splits: no label is in two of them. See `split_by_class` for the arguments.
+    """Zero-shot splits: no label is in two of them; junk and distractors are tested with. See `split_by_class` for the
+    arguments.
 
-    Raises InputError where the manifest is split already.
+    Raises InputError where the manifest is split already, or says who searches for whom, which only its author can
+    split.
     """
     import pandas as pd
 
     if (manifest.table["split"] != "all").any():
         raise InputError(f"{manifest.about.name} is split already ({', '.join(parts(manifest.table))}).")
+    if "query" in parts(manifest.table):
+        raise InputError(f"{manifest.about.name} has queries of its own; say in a column split what is trained on.")
     table = manifest.table.copy()
-    split = np.full(len(table), "train", dtype=object)
-    labels = table["label"].to_numpy()
+    odd = (table["is_junk"] | table["is_distractor"]).to_numpy()
+    ordinary = np.flatnonzero(~odd)
+    split = np.full(len(table), "test", dtype=object)
+    labels = table["label"].to_numpy()[ordinary]
     for name, rows in split_by_class(labels, test=test, validation=validation, order=order, seed=seed).items():
-        split[rows] = name
+        split[ordinary[rows]] = name
     table["split"] = pd.Categorical(split)
-    table["is_query"] = table["is_gallery"] = split != "train"
+    table["is_gallery"] = split != "train"
+    table["is_query"] = table["is_gallery"] & ~odd
     said = f"split by class: test {test:g}, validation {validation:g}, order {order}, seed {seed}"
     return manifest.changed(table, said)
 
@@ -88,7 +95,7 @@ def fold_classes(manifest: Manifest, folds: int, seed: int = 0) -> Manifest:
     if seed < 0:
         raise InputError(f"the seed is 0 or more, got {seed}.")
     table = manifest.table.copy()
-    train = (table["split"] == "train").to_numpy()
+    train = ((table["split"] == "train") & ~table["is_junk"] & ~table["is_distractor"]).to_numpy()
     labels = np.unique(table["label"].to_numpy()[train])
     if folds < 2 or len(labels) < 2 * folds:
         raise InputError(

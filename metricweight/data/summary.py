@@ -67,4 +67,4 @@ def _histogram(sizes: NDArray[np.integer[Any]]) -> str:
 
 
 def _noise(noise: Mapping[str, Any]) -> str:
-    return f"noise {noise['kind']}, realised {noise['realised']:.4f}"
+    return f"noise {noise.get('kind', '')}, realised {noise.get('realised', 0):.4f}"

@@ -90,7 +90,12 @@ def splits_of(images: Images, data: DataSettings) -> dict[str, Indices]:
     splits = {"validation": np.arange(0), **own}
     if "validation" not in own and data.validation:
         labels = images.labels[own["train"]]
-        share = max(data.validation, 2 / len(np.unique(labels)))
+        classes = len(np.unique(labels))
+        if classes < 4:
+            raise InputError(
+                f"{classes} training classes are too few to hold two of them out to validate on; set data.validation=0."
+            )
+        share = max(data.validation, 2 / classes)
         held_out = split_by_class(labels, test=share, validation=0, order=data.order, seed=data.seed)
         splits["train"], splits["validation"] = (own["train"][held_out[name]] for name in ("train", "test"))
     return splits
@@ -163,22 +168,23 @@ def embed_images(
 def write_embeddings(path: Path, embeddings: NDArray[np.float32], images: Images, indices: Indices, split: str) -> None:
     """An .npz file with embeddings [I, D], labels [I], names [I], and the split, of the items of the images.
 
-    Labels are positions in `classes`, the names of the classes. Where the data are judged by queries and a gallery,
-    labels are the numbers of the source instead, beside `queries`, `cameras` and the name of the `protocol`. A tracklet
-    has the name of its first frame.
+    Labels are positions in `classes`, the names of the classes. In a test half that is judged by queries and a gallery,
+    labels are the numbers of the source instead, beside `queries`, the name of the `protocol`, and `cameras` where
+    there are any. A tracklet has the name of its first frame.
     """
     first = items_of(images, indices).first
     names = np.array([images.names[i] for i in first])
-    if images.roles is None:
+    if images.roles is None or split != "test":
         more = {"labels": images.labels[first], "classes": np.array(images.classes)}
     else:
         roles = images.roles
         more = {
             "labels": roles.numbers[first],
             "queries": roles.queries[first],
-            "cameras": roles.cameras[first],
             "protocol": np.array(roles.protocol),
         }
+        if (roles.cameras[first] >= 0).any():
+            more["cameras"] = roles.cameras[first]
     write_arrays(path, embeddings=embeddings, names=names, split=np.array(split), **more)
 
 

@@ -136,7 +136,8 @@ def _judged(
         if roles is None or among_all:
             return evaluate(embeddings, images.labels[first], ks=ks)
         labels, queries, cameras = (x[first] for x in (roles.numbers, roles.queries, roles.cameras))
-        return evaluate(embeddings, labels, queries=queries, cameras=cameras, protocol=roles.protocol, ks=ks)
+        known = cameras if (cameras >= 0).any() else None
+        return evaluate(embeddings, labels, queries=queries, cameras=known, protocol=roles.protocol, ks=ks)
 
 
 def _train(
