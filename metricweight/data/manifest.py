@@ -153,6 +153,8 @@ def read(path: Path, root: Path | None = None, accept: bool = False, check: bool
 
     Raises InputError, with the row, for what is not as `COLUMNS` says; row 1 of a CSV file is its header.
     """
+    import pandas as pd
+
     if path.is_dir():
         return _read_folder(path)
     if not path.exists():
@@ -165,6 +167,8 @@ def read(path: Path, root: Path | None = None, accept: bool = False, check: bool
         _check_unchanged(path, about)
     known = about or About(path.stem)
     raw = _read_csv(path, typed=about is not None) if suffix == ".csv" else _read_parquet(path)
+    if suffix == ".csv" and not isinstance(raw.index, pd.RangeIndex):  # pandas took the first fields for row names
+        raise InputError(f"{path} has rows with more fields than its header names columns.")
     if about is None:
         raw = _with_numbered_labels(raw, partial(place, path))
     table = complete(raw, partial(place, path), str(path), check)
@@ -264,8 +268,6 @@ def complete(raw: "pd.DataFrame", where: Callable[[int], str], what: str, check:
             )
     if raw.columns.duplicated().any():
         raise InputError(f"{what} has the column '{raw.columns[raw.columns.duplicated()][0]}' twice.")
-    if not isinstance(raw.index, pd.RangeIndex):
-        raise InputError(f"{what} has rows with more fields than its header names columns.")
     if not len(raw):
         raise InputError(f"{what} has no rows; needed: one per picture.")
     columns: dict[str, Any] = {}
