@@ -19,7 +19,7 @@ from metricweight.checks import InputError
 from metricweight.data.manifest import BOX
 
 from .replicas import cars196 as replica
-from .source import Converted, Dataset, Options, Replica, check_there, find, lines, mat, whole, wrong
+from .source import Converted, Dataset, Options, Replica, candidates, check_there, find, lines, mat, whole, wrong
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ class Layout(NamedTuple):
 
 def convert(root: Path, options: Options) -> Converted:
     found, begun = [], []
-    for base in [root, *sorted(p for p in root.iterdir() if p.is_dir())] if root.is_dir() else []:
+    for base in candidates(root):
         for layout in LAYOUTS:
             lacking = [need for need in layout.needs if not (base / need).exists()]
             if not lacking:

@@ -30,6 +30,7 @@ def convert(root: Path, options: Options) -> Converted:
     import pandas as pd
 
     lists = find(root, "Clothing1M", LISTS["train"], f"annotations/{LISTS['train']}").parent
+    base = lists.parent if lists.name == "annotations" else lists
     noisy_file, clean_file, names_file = (
         lists / name for name in ("noisy_label_kv.txt", "clean_label_kv.txt", "category_names_eng.txt")
     )
@@ -51,19 +52,19 @@ def convert(root: Path, options: Options) -> Converted:
         raise InputError(f"{place(row)}: {keys[row]} has no label in {labels}.{more}")
     true = np.where(clean < 0, label, clean)
 
-    within = _within(root, keys[0])
+    within = _within(base, keys[0])
     paths = keys if within else [key.removeprefix("images/") for key in keys]
-    check_there(root, paths, place)  # what it finds beside them is clean_train
+    check_there(base, paths, place)  # what it finds beside them is clean_train
     rows = pd.DataFrame({"path": paths, "label": label, "clean_label": true, "is_noisy": label != true}, copy=False)
     rows["split"] = pd.Categorical.from_codes(part, categories=pd.Index(list(LISTS)))
     read = [*files, noisy_file, clean_file]
     if names_file.exists():
         rows["label_name"] = pd.Categorical.from_codes(label, categories=pd.Index(_names(names_file)))
         read.append(names_file)
-    layout = f"Clothing1M with lists {'in annotations/' if lists != root else 'at the root'}"
+    layout = f"Clothing1M with lists {'in annotations/' if lists != base else 'at the root'}"
     layout += "" if within else " and no folder images/"
     return Converted(
-        rows, layout, root, read, notes=_notes(len(parts[0]), int((clean[part == 0] >= 0).sum()), left_out)
+        rows, layout, base, read, notes=_notes(len(parts[0]), int((clean[part == 0] >= 0).sum()), left_out)
     )
 
 

@@ -102,12 +102,16 @@ def find(root: Path, wanted: str, *places: str) -> Path:
 
     Raises InputError that says where it looked and what lies there.
     """
-    below = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    for folder in (root, *below):
+    for folder in candidates(root):
         for place in places:
             if (folder / place).exists():
                 return folder / place
     return find_in(root, wanted, *places)
+
+
+def candidates(root: Path) -> list[Path]:
+    """A root and the folders in it, in which a data set may lie; none where there is no such folder."""
+    return [root, *sorted(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
 
 
 def find_in(root: Path, wanted: str, *places: str) -> Path:

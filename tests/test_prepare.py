@@ -170,6 +170,16 @@ def test_the_folder_in_a_replica_is_of_the_replica_too(tmp_path):
     assert made.about.name == "CUB-200-2011 (replica)"
 
 
+@pytest.mark.parametrize(
+    ("name", "layout"), [form for form in FORMS if form[0] in ("cars196", "clothing1m", "mars", "duke_video")]
+)
+def test_a_data_set_is_found_from_the_folder_above_it_too(tmp_path, name, layout):
+    truth = write_replica(name, tmp_path / "above" / "raw", layout)
+    made = prepare(name, tmp_path / "above", tmp_path / "made.csv", Options(pictures=tmp_path))
+    assert len(made) == len(truth)
+    assert all((made.root / path).is_file() for path in made.table["path"].unique())
+
+
 def test_a_list_that_is_not_text_or_empty_is_refused_with_its_name(tmp_path):
     file = tmp_path / "list.txt"
     file.write_bytes("a\r\nb \n\n\n".encode("utf-8-sig"))
