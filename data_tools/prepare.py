@@ -156,14 +156,8 @@ def _sources(
         for path in {root / name, root.parent / name, converted.root.parent / name}:
             if path.is_file():
                 with part_done(f"checksum of {name}") as told:
-                    size, read = path.stat().st_size, [0]
-
-                    def heard(count: int, size: int = size, read: list[int] = read) -> None:
-                        read[0] += count
-                        told(read[0] / size)
-
-                    digest = checksum(path, "md5" if len(expected) == 32 else "sha256", heard)
-                sources.append({"name": name, "bytes": size, "md5" if len(expected) == 32 else "sha256": digest})
+                    digest = checksum(path, "md5", told)
+                sources.append({"name": name, "bytes": path.stat().st_size, "md5": digest})
                 doubts += _doubt(path, digest, expected)
                 break
     return sources, doubts

@@ -81,7 +81,7 @@ class Dataset:
     counts    what must be found; see `metricweight.data.manifest.counts`
     convert   raw folder -> rows
     replica   how a tiny copy is written; None: it has no form of its own
-    archives  {file name: md5 or sha256} of what it comes in
+    archives  {file name: md5} of what it comes in
     files     {path or name: md5} of files that are known
     options   the fields of Options that it takes
     """

@@ -23,7 +23,7 @@ from .looks import Book, Ints, look_at_all
 from .prepare import differences
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 Mask = NDArray[np.bool_]
 
@@ -99,15 +99,10 @@ def _whole(kind: str, sentence: str) -> Finding:
     return Finding(kind, np.zeros(0, dtype=np.int64), lambda _: sentence)
 
 
-def _named(table: "pd.DataFrame") -> Mask:
-    """Whose label says who it is: not junk, not distractors."""
-    return np.asarray(~table["is_junk"] & ~table["is_distractor"])
-
-
 def _labels(listed: Manifest) -> Iterator[Finding]:
     """Labels that are in more than one split, and labels with a single picture."""
     table = listed.table
-    labels, split, named = table["label"].to_numpy(), table["split"].astype(str).to_numpy(), _named(table)
+    labels, split, named = table["label"].to_numpy(), table["split"].astype(str).to_numpy(), manifest.ordinary(table)
     first: dict[str, dict[int, int]] = {}
     for name in SPLITS:
         rows = np.flatnonzero(named & (split == name))
@@ -142,7 +137,7 @@ def _queries(listed: Manifest) -> Iterator[Finding]:
     """Queries for which nothing right can be found, or nothing from another camera, which is what some protocols ask
     for; frames of one tracklet search as one."""
     table = listed.table[listed.table["split"] != "train"]
-    named = _named(table)
+    named = manifest.ordinary(table)
     queries = np.asarray(table["is_query"]) & named
     if not queries.any():
         return
@@ -390,7 +385,7 @@ def _doubles(listed: Manifest, rows: Ints, book: Book, remarks: list[str]) -> It
     split = np.array([number.get(name, len(SPLITS)) for name in names], dtype=np.int64)
     label, tracklet = table["label"].to_numpy(), table["tracklet"].to_numpy()
     called = table["label_name"].astype(str).tolist()
-    places = doubles.Places(split, label, _named(table), tracklet)
+    places = doubles.Places(split, label, manifest.ordinary(table), tracklet)
     same = doubles.exact(looks["digest"], places)
     seen = np.flatnonzero(~looks["flat"])
     near, crowded = doubles.near(

@@ -30,7 +30,7 @@ class Roles:
     numbers    [N] labels as the source numbers them, by which the protocol knows junk and distractors
     queries    [N] which pictures search
     cameras    [N] -1 where it is not known
-    tracklets [N] those of one tracklet are judged as one; -1 for a still picture
+    tracklets  [N] those of one tracklet are judged as one; -1 for a still picture
     """
 
     protocol: str
@@ -146,6 +146,8 @@ def _splits(listed: "Manifest", path: Path) -> dict[str, Indices]:
     Raises InputError for other parts, and for junk and distractors where they would be learned from, or ranked by a
     protocol that does not know them.
     """
+    from metricweight.data import manifest
+
     table = listed.table
     split = table["split"].astype(str).to_numpy()
     there = set(split.tolist())
@@ -156,7 +158,7 @@ def _splits(listed: "Manifest", path: Path) -> dict[str, Indices]:
             "all rows in one split, train or all, which is then split by class."
         )
     ranked = (split == "test") & (listed.about.protocol != "self")
-    odd = np.flatnonzero((table["is_junk"] | table["is_distractor"]).to_numpy() & ~ranked)
+    odd = np.flatnonzero(~manifest.ordinary(table) & ~ranked)
     if len(odd):
         raise InputError(
             f"{path} has {len(odd):,} rows of junk or distractors, such as {table['path'].iloc[odd[0]]}, that would be "

@@ -383,11 +383,21 @@ def counts(table: "pd.DataFrame") -> dict[str, dict[str, int]]:
     return {
         part: {
             "images": int(rows.sum()),
-            "labels": int(table["label"][rows & ~table["is_junk"] & ~table["is_distractor"]].nunique()),
+            "labels": int(table["label"][rows & ordinary(table)].nunique()),
             **({"tracklets": int(table["tracklet"][rows].nunique())} if (table["tracklet"][rows] >= 0).any() else {}),
         }
         for part, rows in parts(table).items()
     }
+
+
+def ordinary(table: "pd.DataFrame") -> Mask:
+    """Whose label says who it is: not junk, not distractors."""
+    return (~table["is_junk"] & ~table["is_distractor"]).to_numpy()
+
+
+def training_rows(table: "pd.DataFrame") -> Mask:
+    """The rows to learn from."""
+    return (table["split"] == "train").to_numpy() & ordinary(table)
 
 
 def noise_rates(table: "pd.DataFrame") -> dict[str, Any]:
@@ -398,7 +408,7 @@ def noise_rates(table: "pd.DataFrame") -> dict[str, Any]:
     classes_gone  true classes that are no row's label any more
     per_class     the least, mean and most noisy class
     """
-    train = table[(table["split"] == "train") & ~table["is_junk"] & ~table["is_distractor"]]
+    train = table[training_rows(table)]
     rates = train.groupby("clean_label")["is_noisy"].mean()
     spread = {"least": rates.min(), "mean": rates.mean(), "most": rates.max()} if len(train) else {}
     return {
@@ -414,8 +424,7 @@ def parts(table: "pd.DataFrame") -> "dict[str, pd.Series[bool]]":
     """Which rows each part of a table has; see `counts`."""
     found = {split: table["split"] == split for split in SPLITS}
     evaluated = table["split"] != "train"
-    ordinary = evaluated & ~table["is_junk"] & ~table["is_distractor"]
-    if (table["is_query"] != table["is_gallery"])[ordinary].any():
+    if (table["is_query"] != table["is_gallery"])[evaluated & ordinary(table)].any():
         found["query"], found["gallery"] = evaluated & table["is_query"], evaluated & table["is_gallery"]
     found["junk"], found["distractor"] = table["is_junk"], table["is_distractor"]
     return {part: rows for part, rows in found.items() if rows.any()}

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricweight.checks import InputError
-from metricweight.data.manifest import Manifest, parts
+from metricweight.data.manifest import Manifest, ordinary, parts, training_rows
 
 Indices = NDArray[np.int64]
 
@@ -74,15 +74,15 @@ def split_classes(
     if "query" in parts(manifest.table):
         raise InputError(f"{manifest.about.name} has queries of its own; say in a column split what is trained on.")
     table = manifest.table.copy()
-    odd = (table["is_junk"] | table["is_distractor"]).to_numpy()
-    ordinary = np.flatnonzero(~odd)
+    named = ordinary(table)
+    dealt = np.flatnonzero(named)
     split = np.full(len(table), "test", dtype=object)
-    labels = table["label"].to_numpy()[ordinary]
+    labels = table["label"].to_numpy()[dealt]
     for name, rows in split_by_class(labels, test=test, validation=validation, order=order, seed=seed).items():
-        split[ordinary[rows]] = name
+        split[dealt[rows]] = name
     table["split"] = pd.Categorical(split)
     table["is_gallery"] = split != "train"
-    table["is_query"] = table["is_gallery"] & ~odd
+    table["is_query"] = table["is_gallery"] & named
     said = f"split by class: test {test:g}, validation {validation:g}, order {order}, seed {seed}"
     return manifest.changed(table, said)
 
@@ -95,7 +95,7 @@ def fold_classes(manifest: Manifest, folds: int, seed: int = 0) -> Manifest:
     if seed < 0:
         raise InputError(f"the seed is 0 or more, got {seed}.")
     table = manifest.table.copy()
-    train = ((table["split"] == "train") & ~table["is_junk"] & ~table["is_distractor"]).to_numpy()
+    train = training_rows(table)
     labels = np.unique(table["label"].to_numpy()[train])
     if folds < 2 or len(labels) < 2 * folds:
         raise InputError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metricweight.data.manifest import Manifest, counts, parts
+from metricweight.data.manifest import Manifest, counts, ordinary, parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ def text(manifest: Manifest) -> str:
 
 
 def _images_per_label(table: "pd.DataFrame", rows: "pd.Series[bool]") -> "pd.Series[int]":
-    return table["label"][rows & ~table["is_junk"] & ~table["is_distractor"]].value_counts()
+    return table["label"][rows & ordinary(table)].value_counts()
 
 
 def _histogram(sizes: NDArray[np.integer[Any]]) -> str:

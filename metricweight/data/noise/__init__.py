@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from metricweight.checks import InputError, nearest
 from metricweight.data import manifest as manifests
-from metricweight.data.manifest import Manifest
+from metricweight.data.manifest import Manifest, training_rows
 from metricweight.data.noise import frames, lists, near
 from metricweight.data.noise.draw import (
     Asked,
@@ -25,7 +25,6 @@ from metricweight.data.noise.draw import (
     chosen,
     dissolved,
     one_of,
-    training_rows,
     units_of,
 )
 from metricweight.files import checksum

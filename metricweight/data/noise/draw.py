@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricweight.checks import InputError
-from metricweight.data.manifest import Manifest, Mask
+from metricweight.data.manifest import Manifest, Mask, training_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,12 +81,6 @@ class Units:
         """The classes [C] in random order."""
         drawn = numbers(asked, map(str, self.classes), [-1] * len(self.classes), purpose)
         return np.argsort(drawn, kind="stable")
-
-
-def training_rows(table: "pd.DataFrame") -> Mask:
-    """The rows that noise may touch."""
-    rows = (table["split"] == "train") & ~table["is_junk"] & ~table["is_distractor"]
-    return rows.to_numpy()
 
 
 def units_of(manifest: Manifest, frames: bool) -> Units:
