@@ -11,10 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor, nn
 
 from metricweight.checks import InputError, nearest
+from metricweight.data.sampler import SamplerRule
+from metricweight.data.transforms import PixelsName, TransformName
 from metricweight.emphasis import Weighting
 from metricweight.losses.table import LOSSES, Loss
-from metricweight.models.backbones import Backbone
+from metricweight.models.heads import Level, Pooling
 from metricweight.recipes import recipes
+
+KINDS = ("pair", "example", "target")
+Side = Annotated[int, Field(ge=8)]
 
 
 class _Strict(BaseModel):
@@ -24,11 +29,16 @@ class _Strict(BaseModel):
 class DataSettings(_Strict):
     source: Literal["glyphs", "digits", "folder"] = Field(description="built-in pictures, or your own in data.root")
     root: Path | None = Field(None, description="folder of class folders, CSV with path and label, or manifest")
-    size: int = Field(32, ge=8, description="height and width of what the network sees, in pixels")
-    transform: Literal["distort", "crop", "none"] = Field(
-        "none",
-        description="distort: glyphs askew, also in tests; crop: random crop and flip, centre in tests",
+    size: Side | tuple[Side, Side] = Field(32, description="of what the network sees, in pixels; or [height,width]")
+    transform: TransformName = Field("none", description="how pictures are cut and changed: `metricweight options transforms`")
+    pixels: PixelsName | None = Field(
+        None, description="scale and order of colours; null: imagenet for colour, half for grey"
     )
+    workers: int | None = Field(
+        None, ge=0, description="processes that read pictures; 0: none, a thread; null: one per core, 8 at most"
+    )
+    cache: Path | None = Field(None, description="folder where decoded pictures are kept for the next epoch and run")
+    damaged: Literal["fatal", "skip"] = Field("fatal", description="what a picture that cannot be read is; see README")
     order: Literal["random", "given"] = Field("random", description="how classes are dealt out; given: the last test")
     test: float = Field(
         0.5, gt=0, lt=1, description="share of the classes that are tested on, where the data have no splits"
@@ -36,7 +46,12 @@ class DataSettings(_Strict):
     validation: float = Field(0.1, ge=0, lt=1, description="share of the other classes that are validated on")
     seed: int = Field(0, ge=0, lt=2**63, description="of the split and of the fixed distortion of test images")
 
-    @field_validator("root")
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
+
+    @field_validator("root", "cache")
     @classmethod
     def _absolute(cls, root: Path | None) -> Path | None:
         """So that a saved setting means the same from any folder."""
@@ -44,32 +59,101 @@ class DataSettings(_Strict):
 
 
 class ModelSettings(_Strict):
-    backbone: Backbone = "small_cnn"
-    pretrained: bool = Field(False, description="start from ImageNet weights, fetched once")
-    embedding_size: int = Field(64, ge=1, description="D")
+    backbone: str = Field("small_cnn", description="a name that `metricweight options backbones` lists, or timm:NAME")
+    pretrained: bool = Field(False, description="start from the weights of torchvision or timm, fetched once")
+    weights: Path | None = Field(None, description="start from this file of weights (a state dict)")
+    embedding_size: int | None = Field(64, ge=1, description="D of each level; null: the features as they are")
+    levels: list[Level] = Field(
+        ["high"], min_length=1, description="depths that get an embedding each, of low,middle,high"
+    )
+    pooling: Pooling | None = Field(None, description="avg, max, avg+max or gem; null: what the backbone does")
+    layer_norm: bool = Field(False, description="features to zero mean and unit variance before the linear layer")
+    last_stride: int = Field(2, ge=1, le=2, description="of a ResNet's last stage; 1 keeps larger maps, for people")
+    frozen: list[str] = Field([], description="parts of the backbone that stay as they are, such as [conv1,layer1]")
+    frozen_batch_norm: bool = Field(False, description="batch normalisation keeps the statistics that it starts with")
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, weights: Path | None) -> Path | None:
+        return weights and weights.expanduser().resolve()
 
 
 class BatchSettings(_Strict):
     classes: int | None = Field(None, ge=1, description="classes per batch; null: all there are, 32 at most")
     images: int = Field(4, ge=1, description="images per class")
+    rule: SamplerRule = Field("ranked_list", description="how classes and images are drawn: `metricweight options samplers`")
+    chunk: int | None = Field(
+        None, ge=1, description="images that are on the device at once: two passes, exact; null: the whole batch"
+    )
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are averaged into one step")
 
 
 class OptimizerSettings(_Strict):
-    """AdamW; the rate rises to its peak over the warm-up and falls to zero along a cosine."""
+    """The rate rises to its peak over the warm-up, then follows the schedule."""
 
-    learning_rate: float = Field(0.002, gt=0, description="peak of AdamW's rate")
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = Field(0.002, gt=0, description="peak of the rate")
     weight_decay: float = Field(0.01, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     warmup: float = Field(0.2, ge=0, le=1, description="share of the steps over which the rate rises")
+    schedule: Literal["cosine", "steps", "constant"] = Field("cosine", description="cosine falls to 0 at the end")
+    milestones: list[Annotated[int, Field(ge=1)]] = Field([], description="of schedule=steps: where the rate falls")
+    decay: float = Field(0.1, gt=0, le=1, description="of schedule=steps: the factor by which it falls")
+    factors: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="of the rate for a part: head, classifier, attention, or a part of the backbone"
+    )
+    clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient; null: any")
+
+
+class AttentionSettings(_Strict):
+    """Class-aware attention of online_soft_mining: contexts of the training classes, learned beside the network."""
+
+    form: Literal["poster", "released"] | None = Field(None, description="poster or released; null: no attention")
+    weight: float = Field(1.0, gt=0, description="of the classification loss that it learns by")
+
+
+class MemorySettings(_Strict):
+    """Cross-batch memory of a loss on pairs."""
+
+    size: int = Field(0, ge=0, description="embeddings of earlier batches that are compared with; 0: none")
+    start: int = Field(0, ge=0, description="the step from which on they are")
+
+
+class CheckpointSettings(_Strict):
+    every: int | None = Field(None, ge=1, description="steps between checkpoints; null: at each validation")
+    keep: int = Field(2, ge=2, description="how many of the last to keep; an earlier one serves where one is damaged")
+    choose: Literal["validation", "last", "test"] = Field(
+        "validation", description="which network is reported; test marks the report as chosen on the test classes"
+    )
 
 
 class Settings(_Strict):
     data: DataSettings
     model: ModelSettings = ModelSettings()
     loss: dict[str, Any] = Field(description="name, and the arguments of that loss")
+    plus: list[dict[str, Any]] = Field(
+        [], description="losses that are added, as [{name: cce, weight: 0.5}]: name, weight and arguments of each"
+    )
+    attention: AttentionSettings = AttentionSettings()
+    memory: MemorySettings = MemorySettings()
+    miner: dict[str, Any] | None = Field(
+        None, description="only pairs that a loss on pairs gives a score above 0: its name and arguments"
+    )
+    weighting: dict[str, Any] | None = Field(
+        None, description="weighs each embedding's gradient: name and arguments of a loss of kind example"
+    )
     batch: BatchSettings = BatchSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     steps: int = Field(600, ge=1, description="batches to train on")
     validations: int = Field(5, ge=0, description="how often to look at the validation classes, and save")
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the network; losses stay in fp32")
+    compile: bool = Field(False, description="compile the network with torch.compile")
+    channels_last: bool = Field(False, description="memory format that many GPUs prefer")
+    sync_batch_norm: bool = Field(False, description="batch normalisation over the batches of all processes")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of the average of weights that is tested; null: none"
+    )
     ks: list[Annotated[int, Field(ge=1)]] | None = Field(
         None, min_length=1, description="the K of Recall@K; null: those of the protocol"
     )
@@ -81,7 +165,7 @@ class Settings(_Strict):
         return LOSSES[self.loss["name"]]
 
     def build_loss(self) -> nn.Module:
-        return self.loss_row.build(**_without_name(self.loss))
+        return build(self.loss)
 
     def yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -118,9 +202,10 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
     if not isinstance(values, dict):
         raise InputError(f"the recipe {recipe} holds no settings; it needs lines such as 'steps: 600'.")
     words = list(words)
-    names = [word.partition("=")[2] for word in words if word.startswith("loss.name=")]
-    if names and isinstance(values.get("loss"), dict) and values["loss"].get("name") != names[-1]:
-        values["loss"] = {}
+    for group in ("loss", "miner", "weighting"):
+        names = [word.partition("=")[2] for word in words if word.startswith(f"{group}.name=")]
+        if names and isinstance(values.get(group), dict) and values[group].get("name") != names[-1]:
+            values[group] = {}
     for word in words:
         _set(values, word)
     return resolve(values)
@@ -128,29 +213,60 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
 
 def resolve(values: Mapping[str, Any]) -> Settings:
     """Settings from nested values; what is left out gets its default, and the `total` of a loss the steps."""
-    loss = values.get("loss")
-    if isinstance(loss, str):
-        raise InputError(f"setting loss is a group of settings; its name is loss.name={loss}.")
-    if not isinstance(loss, dict) or loss.get("name") not in LOSSES:
-        given = loss.get("name") if isinstance(loss, dict) else loss
-        raise InputError(
-            f"setting loss.name: {given!r} is not a loss{nearest(str(given), LOSSES)} Known: {', '.join(LOSSES)}."
-        )
-    arguments = _arguments(LOSSES[loss["name"]])
-    given = _without_name(loss)
-    keys = [*_keys(Settings), "loss.name", *(f"loss.{key}" for key in _keys(arguments))]
-    problems = [*_problems(Settings, {**values, "loss": {}}, keys), *_problems(arguments, given, keys, prefix="loss.")]
+    parts = dict(_parts(values))
+    named = {group: _named(group, part, kinds) for group, (part, kinds) in parts.items()}
+    keys = [*_keys(Settings), *(f"{group}.{key}" for group, row in named.items() for key in ("name", *_keys(row)))]
+    plain = {**values, "loss": {}, "plus": [], "miner": None, "weighting": None}
+    problems = _problems(Settings, plain, keys)
+    for group, row in named.items():
+        problems += _problems(row, _without_name(parts[group][0]), keys, prefix=f"{group}.")
     if problems:
         raise InputError("\n".join(problems))
-    settings = Settings.model_validate({**values, "loss": {}})
-    if "total" in arguments.model_fields:
-        given = {"total": settings.steps, **given}
-    if "dim" in arguments.model_fields:
-        given = {"dim": settings.model.embedding_size, **given}
-    made = {"name": loss["name"], **arguments.model_validate(given).model_dump()}
-    settings = settings.model_copy(update={"loss": made})
-    settings.build_loss()  # which knows what a type does not, such as a share above 1
-    return settings
+    settings = Settings.model_validate(plain)
+    from_elsewhere = {"total": settings.steps, "dim": settings.model.embedding_size}
+    made: dict[str, Any] = {}
+    for group, row in named.items():
+        given = {key: value for key, value in from_elsewhere.items() if key in row.model_fields}
+        given |= _without_name(parts[group][0])
+        made[group] = {"name": parts[group][0]["name"], **row.model_validate(given).model_dump()}
+        build(made[group])  # which knows what a type does not, such as a share above 1
+    plus = [made.pop(group) for group in list(made) if group.startswith("plus.")]
+    return settings.model_copy(update={**made, "plus": plus})
+
+
+def build(part: Mapping[str, Any]) -> nn.Module:
+    """The loss of a name and its arguments, as settings have them; `weight` is left out."""
+    arguments = {key: value for key, value in part.items() if key not in ("name", "weight")}
+    return LOSSES[part["name"]].build(**arguments)
+
+
+def _parts(values: Mapping[str, Any]) -> Iterable[tuple[str, tuple[Any, tuple[str, ...]]]]:
+    """The groups of settings that name a loss, with the kinds that each may be of."""
+    yield "loss", (values.get("loss"), KINDS)
+    plus = values.get("plus") or []
+    if not isinstance(plus, list):
+        raise InputError(f"setting plus: should be a list such as [{{name: cce, weight: 0.5}}]; got {plus!r}.")
+    yield from ((f"plus.{i}", (part, KINDS)) for i, part in enumerate(plus))
+    for group, kinds in (("miner", ("pair",)), ("weighting", ("example",))):
+        if values.get(group) is not None:
+            yield group, (values[group], kinds)
+
+
+def _named(group: str, part: Any, kinds: Sequence[str]) -> type[BaseModel]:
+    """The model of the arguments of a part, which names a loss of one of some kinds."""
+    if isinstance(part, str):
+        raise InputError(f"setting {group} is a group of settings; its name is {group}.name={part}.")
+    known = [row.name for row in LOSSES.values() if row.kind in kinds]
+    name = part.get("name") if isinstance(part, dict) else part
+    if name not in known:
+        what = "a loss" if kinds == KINDS else f"a loss of kind {' or '.join(kinds)}"
+        raise InputError(
+            f"setting {group}.name: {name!r} is not {what}{nearest(str(name), known)} Known: {', '.join(known)}."
+        )
+    row = _arguments(LOSSES[name])
+    if group.startswith("plus."):
+        row = create_model(row.__name__, __base__=row, weight=(Annotated[float, Field(gt=0)], 1.0))
+    return row
 
 
 def weighting(spec: str) -> Weighting:
@@ -234,15 +350,17 @@ def _rows(model: BaseModel, prefix: str = "") -> Iterable[tuple[str, Any, str]]:
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             yield from _rows(value, f"{prefix}{name}.")
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             yield from ((f"{prefix}{name}.{key}", below, "") for key, below in value.items())
         else:
             yield prefix + name, value, field.description or ""
 
 
 def _word(value: Any) -> str:
-    if value is None or isinstance(value, (bool, list)):
-        return "null" if value is None else str(value).lower().replace(" ", "")
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, (list, tuple, dict)):
+        return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().replace(", ", ",")
     return str(value)
 
 
@@ -306,16 +424,23 @@ def _set(values: dict[str, Any], word: str) -> None:
     if not text:
         raise InputError(f"setting {key} is given no value; write {key}=VALUE, or {key}=null for none.")
     *groups, last = key.split(".")
-    for group in groups:
-        values = values.setdefault(group, {})
-        if not isinstance(values, dict):
-            raise InputError(f"unknown setting {key}: {group} is a value and has nothing below it.")
-    values[last] = _value(text, f"setting {key}={text}")
+    group: Any = values
+    for name in groups:
+        if isinstance(group, list):  # as in plus.0.weight
+            group = group[int(name)] if name.isdecimal() and int(name) < len(group) else None
+        else:
+            group[name] = {} if group.get(name) is None else group[name]
+            group = group[name]
+        if not isinstance(group, (dict, list)):
+            raise InputError(f"unknown setting {key}: {name} is a value and has nothing below it.")
+    if isinstance(group, list):
+        raise InputError(f"unknown setting {key}; it is a list: write {'.'.join(groups)}=[...], or .0. before a name.")
+    group[last] = _value(text, f"setting {key}={text}")
 
 
 def _value(text: str, what: str) -> Any:
-    """A word is text, and its setting says what it must be. Only null and [lists] need YAML."""
-    return _yaml(text, what) if text == "null" or text.startswith("[") else text
+    """A word is text, and its setting says what it must be. Only null, [lists] and {groups} need YAML."""
+    return _yaml(text, what) if text == "null" or text.startswith(("[", "{")) else text
 
 
 def _yaml(text: str, what: str) -> Any:

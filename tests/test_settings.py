@@ -69,7 +69,6 @@ def test_the_loss_is_built_with_its_settings():
         ("glyphs", ["loss.name=online_soft_mining", "loss.attention=1"], "unknown setting loss.attention"),
         ("glyphs", ["loss.name=dm", "loss.mode=1.5"], r"Emphasis mode is a probability in \[0, 1\), got 1.5"),
         ("glyphs", ["loss.name=proselflc", "loss.total=0"], "total is a number of steps above 0, got 0"),
-        ("glyphs", ["model.backbone=vgg"], "setting model.backbone: should be 'small_cnn' or 'resnet18'; got 'vgg'"),
     ],
 )
 def test_what_is_wrong_is_named_with_what_is_near(recipe, words, message):

@@ -1,12 +1,15 @@
 """How training batches are formed."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from metricweight.checks import InputError
 from metricweight.data.split import Indices
+
+SamplerRule = Literal["ranked_list", "per_class", "identity", "remaining", "balanced", "independent", "shuffle"]
 
 
 class ClassBalancedSampler(Sampler[list[int]]):

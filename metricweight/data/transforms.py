@@ -6,6 +6,7 @@ images it is (seed, index of the image), so these are the same at each look, in 
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Key = tuple[int, ...]
+TransformName = Literal[
+    "none", "crop", "distort", "ranked_list", "ranked_list_simpler", "multi_similarity", "proxy_anchor",
+    "proxy_nca", "reality_check", "norm_softmax", "person", "small",
+]  # fmt: skip
+PixelsName = Literal["imagenet", "caffe", "bn_inception", "half"]
 
 # The distortion of the built-in glyphs. Half of it would let raw pixels find the character; this was settled by
 # looking at the pictures and at raw pixels alone, before anything was trained.

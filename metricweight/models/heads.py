@@ -1,8 +1,13 @@
 """From features to embeddings, and from embeddings to logits."""
 
+from typing import Literal
+
 from torch import nn
 
 from metricweight.models import backbones
+
+Level = Literal["low", "middle", "high"]
+Pooling = Literal["avg", "max", "avg+max", "gem"]
 
 
 def embedder(backbone: backbones.Backbone, channels: int, embedding_size: int, pretrained: bool = False) -> nn.Module:
