@@ -28,15 +28,46 @@ def train(
         Path | None, typer.Option(help="Folder for the run.", show_default="runs/<recipe>-<date-time>")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that OUT holds.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that OUT holds from its last checkpoint, if it has one.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, tell what would be done, and try one batch.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")] = False,
 ) -> None:
     """Train an embedding model, and test it on classes it has never seen.
 
     `metricweight train glyphs` needs no data and no GPU. `metricweight recipes glyphs` shows every setting.
+
+    Started by `torchrun -m metricweight train ...`, all processes train one network.
     """
-    from metricweight.settings import read
+    from metricweight.settings import origins, read
+
+    words = settings or []
+    if dry_run:
+        from metricweight.training.preflight import dry_run as tried
+
+        tried(read(recipe, words), origins(recipe, words), json)
+        return
     from metricweight.training.loop import train
 
-    train(read(recipe, settings or []), recipe, out, overwrite)
+    train(read(recipe, words), recipe, out, overwrite, resume, json)
+
+
+@app.command()
+def options(
+    what: Annotated[str | None, typer.Argument(help="backbones, transforms or samplers.", show_default="all")] = None,
+) -> None:
+    """List what settings can name: backbones, transforms of pictures, rules by which batches are drawn."""
+    from metricweight.data import sampler, transforms
+    from metricweight.models import backbones
+
+    lists = {"backbones": backbones.listing, "transforms": transforms.listing, "samplers": sampler.listing}
+    if what not in (*lists, None):
+        raise InputError(f"'{what}' is not a list of options. There are: {', '.join(lists)}.")
+    for name in [what] if what else lists:
+        typer.echo(f"{name}\n\n{lists[name]()}\n")
 
 
 @app.command()
@@ -44,16 +75,16 @@ def recipes(
     recipe: Annotated[str | None, typer.Argument(help="Show all settings of this one.")] = None,
 ) -> None:
     """List the recipes, or all settings of one, with what they mean."""
-    if recipe is not None:
-        from metricweight.settings import explain, read
-
-        typer.echo(explain(read(recipe)))
-        return
+    from metricweight.recipes import describe, listing
     from metricweight.recipes import recipes as known
 
-    for name, (what, _) in known().items():
-        typer.echo(f"{name:10s} {what}")
-    typer.echo("\nmetricweight train NAME runs one; metricweight recipes NAME shows its settings.")
+    if recipe is None:
+        typer.echo(listing())
+        return
+    from metricweight.settings import explain, read
+
+    settings = explain(read(recipe))
+    typer.echo(f"{describe(recipe)}\n\n{settings}" if recipe in known() else settings)
 
 
 @app.command()

@@ -64,11 +64,12 @@ class CrossBatchMemory(nn.Module):
             indices = _indices(labels, gallery_labels, chosen)
             value = self.loss(embeddings.to(gallery.dtype), labels, indices, gallery, gallery_labels)
         if self.training:
-            self._remember(embeddings, labels)
+            self.remember(embeddings, labels)
         return value
 
     @torch.no_grad()
-    def _remember(self, embeddings: Tensor, labels: Tensor) -> None:
+    def remember(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Puts a batch [B, D] with its labels [B] in place of the oldest, as each call in training mode does."""
         embeddings, labels = embeddings[-self.size :], labels[-self.size :]
         where = (self.next + torch.arange(len(labels), device=self.next.device)) % self.size
         self.embeddings.index_copy_(0, where, embeddings.detach().to(self.embeddings))

@@ -1,9 +1,6 @@
 """`evaluate`, from files to files: what is read, which rows the table gets, who prints it."""
 
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +11,7 @@ from metricweight.retrieval import PROTOCOLS, Expand, Report, Rerank, evaluate
 from metricweight.retrieval.evaluation import Missing
 from metricweight.retrieval.points import Similarity
 from metricweight.retrieval.report import EvaluationWarning, markdown, save
+from metricweight.training.distributed import joined, several
 
 
 class Files(NamedTuple):
@@ -45,7 +43,7 @@ class Asked(NamedTuple):
 
 def report(files: Files, asked: Asked, out: Path | None, json: bool) -> None:
     """Evaluates what the files hold, prints the table and writes it beside them, or to the folder `out`."""
-    with _joined() as rank:
+    with joined() as processes:
         found = read(files.embeddings, files.labels, files.label_column)
         gallery = None
         if files.gallery is not None:
@@ -57,8 +55,8 @@ def report(files: Files, asked: Asked, out: Path | None, json: bool) -> None:
         table: dict[str, Report] = {}
         for protocol in _protocols(asked, found, gallery):
             row = f"{name}, {protocol}" if asked.all_protocols else name
-            table |= _rows(row, given, protocol, asked, quiet=json or rank > 0)
-        if rank > 0:
+            table |= _rows(row, given, protocol, asked, quiet=json or not processes.first)
+        if not processes.first:
             return
         home = files.embeddings if files.embeddings.is_dir() else files.embeddings.parent
         stem = (out or home) / f"{name}.report"
@@ -80,7 +78,7 @@ def _rows(name: str, given: dict[str, Any], protocol: str, asked: Asked, quiet: 
             warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
             return evaluate(
                 **given, protocol=protocol, ks=asked.ks, similarity=asked.similarity, missing=asked.missing,
-                memory=asked.memory, distributed=_several(), progress=progress, **more,
+                memory=asked.memory, distributed=several(), progress=progress, **more,
             )  # fmt: skip
 
     index = {"index": asked.index_kind, "index_file": asked.index_file}
@@ -124,23 +122,3 @@ def _expand(word: str) -> Expand:
 
 def _name(path: Path) -> str:
     return "embeddings" if path.is_dir() else path.stem
-
-
-def _several() -> bool:
-    """Whether torchrun started this process beside others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-@contextmanager
-def _joined() -> Iterator[int]:
-    """This process's number among those that torchrun started, joined while the block runs; 0 if it is alone."""
-    if not _several():
-        yield 0
-        return
-    import torch.distributed
-
-    torch.distributed.init_process_group("gloo")
-    try:
-        yield torch.distributed.get_rank()
-    finally:
-        torch.distributed.destroy_process_group()

@@ -1,6 +1,7 @@
 """Settings: typed, strict, read from a recipe and from `key.sub=value` words."""
 
 import inspect
+import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,9 @@ class DataSettings(_Strict):
     source: Literal["glyphs", "digits", "folder"] = Field(description="built-in pictures, or your own in data.root")
     root: Path | None = Field(None, description="folder of class folders, CSV with path and label, or manifest")
     size: Side | tuple[Side, Side] = Field(32, description="of what the network sees, in pixels; or [height,width]")
-    transform: TransformName = Field("none", description="how pictures are cut and changed: `metricweight options transforms`")
+    transform: TransformName = Field(
+        "none", description="how pictures are cut and changed: `metricweight options transforms`"
+    )
     pixels: PixelsName | None = Field(
         None, description="scale and order of colours; null: imagenet for colour, half for grey"
     )
@@ -81,7 +84,9 @@ class ModelSettings(_Strict):
 class BatchSettings(_Strict):
     classes: int | None = Field(None, ge=1, description="classes per batch; null: all there are, 32 at most")
     images: int = Field(4, ge=1, description="images per class")
-    rule: SamplerRule = Field("ranked_list", description="how classes and images are drawn: `metricweight options samplers`")
+    rule: SamplerRule = Field(
+        "ranked_list", description="how classes and images are drawn: `metricweight options samplers`"
+    )
     chunk: int | None = Field(
         None, ge=1, description="images that are on the device at once: two passes, exact; null: the whole batch"
     )
@@ -130,7 +135,9 @@ class CheckpointSettings(_Strict):
 class Settings(_Strict):
     data: DataSettings
     model: ModelSettings = ModelSettings()
-    loss: dict[str, Any] = Field(description="name, and the arguments of that loss")
+    loss: dict[str, Any] = Field(
+        description="name, and the arguments of that loss; a number of kind example may be [from,to] over the steps"
+    )
     plus: list[dict[str, Any]] = Field(
         [], description="losses that are added, as [{name: cce, weight: 0.5}]: name, weight and arguments of each"
     )
@@ -154,6 +161,7 @@ class Settings(_Strict):
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of the average of weights that is tested; null: none"
     )
+    tensorboard: bool = Field(False, description="also log to RUN/tensorboard")
     ks: list[Annotated[int, Field(ge=1)]] | None = Field(
         None, min_length=1, description="the K of Recall@K; null: those of the protocol"
     )
@@ -165,7 +173,8 @@ class Settings(_Strict):
         return LOSSES[self.loss["name"]]
 
     def build_loss(self) -> nn.Module:
-        return build(self.loss)
+        """The loss as it is at the first step."""
+        return build(at(self.loss, 0))
 
     def yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -180,6 +189,41 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
     Raises InputError for a recipe or setting that is not known, naming the nearest, and for a value of the wrong
     type or out of range.
     """
+    values = _recipe(recipe)
+    words = list(words)
+    for group in ("loss", "miner", "weighting"):
+        names = [word.partition("=")[2] for word in words if word.startswith(f"{group}.name=")]
+        if names and isinstance(values.get(group), dict) and values[group].get("name") != names[-1]:
+            values[group] = {}
+    for word in words:
+        _set(values, word)
+    return resolve(values)
+
+
+def origins(recipe: str, words: Iterable[str] = ()) -> dict[str, str]:
+    """Where each setting of `read(recipe, words)` has its value from: "command line", "recipe" or "default"."""
+    given = [word.partition("=")[0] for word in words]
+    written = list(_written(_recipe(recipe)))
+
+    def said(keys: list[str], key: str) -> bool:
+        return any(key == other or other.startswith(f"{key}.") or key.startswith(f"{other}.") for other in keys)
+
+    return {
+        key: "command line" if said(given, key) else "recipe" if said(written, key) else "default"
+        for key in flat(read(recipe, words))
+    }
+
+
+def _written(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _written(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _recipe(recipe: str) -> dict[str, Any]:
+    """The values that a recipe gives."""
     known = recipes()
     if recipe in known:
         text = known[recipe].text
@@ -201,43 +245,73 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
     values = _yaml(text, f"the recipe {recipe}")
     if not isinstance(values, dict):
         raise InputError(f"the recipe {recipe} holds no settings; it needs lines such as 'steps: 600'.")
-    words = list(words)
-    for group in ("loss", "miner", "weighting"):
-        names = [word.partition("=")[2] for word in words if word.startswith(f"{group}.name=")]
-        if names and isinstance(values.get(group), dict) and values[group].get("name") != names[-1]:
-            values[group] = {}
-    for word in words:
-        _set(values, word)
-    return resolve(values)
+    values.pop("about", None)  # what a recipe says of itself
+    return values
 
 
 def resolve(values: Mapping[str, Any]) -> Settings:
-    """Settings from nested values; what is left out gets its default, and the `total` of a loss the steps."""
+    """Settings from nested values; what is left out gets its default, the `total` of a loss all batches."""
     parts = dict(_parts(values))
     named = {group: _named(group, part, kinds) for group, (part, kinds) in parts.items()}
     keys = [*_keys(Settings), *(f"{group}.{key}" for group, row in named.items() for key in ("name", *_keys(row)))]
     plain = {**values, "loss": {}, "plus": [], "miner": None, "weighting": None}
     problems = _problems(Settings, plain, keys)
     for group, row in named.items():
-        problems += _problems(row, _without_name(parts[group][0]), keys, prefix=f"{group}.")
+        ends = (_problems(row, _without_name(end), keys, prefix=f"{group}.") for end in _ends(parts[group][0]))
+        problems += dict.fromkeys(itertools.chain(*ends))  # once, where both ends have it
     if problems:
         raise InputError("\n".join(problems))
     settings = Settings.model_validate(plain)
-    from_elsewhere = {"total": settings.steps, "dim": settings.model.embedding_size}
-    made: dict[str, Any] = {}
-    for group, row in named.items():
-        given = {key: value for key, value in from_elsewhere.items() if key in row.model_fields}
-        given |= _without_name(parts[group][0])
-        made[group] = {"name": parts[group][0]["name"], **row.model_validate(given).model_dump()}
-        build(made[group])  # which knows what a type does not, such as a share above 1
+    total = settings.steps * settings.batch.accumulate  # a loss counts batches
+    from_elsewhere = {"total": total, "dim": settings.model.embedding_size}
+    made: dict[str, Any] = {group: _made(group, parts[group][0], row, from_elsewhere) for group, row in named.items()}
     plus = [made.pop(group) for group in list(made) if group.startswith("plus.")]
     return settings.model_copy(update={**made, "plus": plus})
 
 
 def build(part: Mapping[str, Any]) -> nn.Module:
-    """The loss of a name and its arguments, as settings have them; `weight` is left out."""
-    arguments = {key: value for key, value in part.items() if key not in ("name", "weight")}
-    return LOSSES[part["name"]].build(**arguments)
+    """The loss of a name and its arguments, as settings have them at one step."""
+    return LOSSES[part["name"]].build(**arguments(part))
+
+
+def arguments(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a loss of the settings: what stands beside its name, and its weight in a sum."""
+    return {key: value for key, value in part.items() if key not in ("name", "weight")}
+
+
+def at(part: Mapping[str, Any], progress: float) -> dict[str, Any]:
+    """A loss of the settings when so much of the training is done, from 0 to 1: [from, to] moves linearly."""
+    return {
+        key: (1 - progress) * value[0] + progress * value[1] if isinstance(value, list) else value
+        for key, value in part.items()
+    }
+
+
+def _made(group: str, part: Mapping[str, Any], row: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A loss with all its arguments. What `given` holds are defaults of those that it takes."""
+    known = {key: value for key, value in given.items() if key in row.model_fields}
+    ends = [row.model_validate(known | _without_name(end)).model_dump() for end in _ends(part)]
+    for end in ends:  # which know what a type does not, such as a share above 1
+        build({"name": part["name"], **end} | ({"dim": 2} if end.get("dim", 0) is None else {}))  # known only later
+    for key in part:
+        if len(ends) == 2 and _moves(key, part[key]):
+            first, last = (end[key] for end in ends)
+            if not (isinstance(first, float) and isinstance(last, float)):
+                raise InputError(f"setting {group}.{key}: goes from one number to another; got {part[key]!r}.")
+            ends[0][key] = [first, last]
+    return {"name": part["name"], **ends[0]}
+
+
+def _ends(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A loss as it is at the first step and at the last, where numbers of it are [from, to]; else as it is."""
+    moving = {key: value for key, value in part.items() if _moves(key, value)}
+    if LOSSES[part["name"]].kind != "example" or not moving:
+        return [part]
+    return [{**part, **{key: value[end] for key, value in moving.items()}} for end in (0, 1)]
+
+
+def _moves(key: str, value: Any) -> bool:
+    return key != "weight" and isinstance(value, (list, tuple)) and len(value) == 2
 
 
 def _parts(values: Mapping[str, Any]) -> Iterable[tuple[str, tuple[Any, tuple[str, ...]]]]:
@@ -298,9 +372,12 @@ def weighting(spec: str) -> Weighting:
 
 
 def weighting_spec(settings: Settings) -> str:
-    """The loss of some settings as a word that `weighting` takes: its name, and what differs from the defaults."""
+    """The loss of some settings as a word that `weighting` takes: its name, and what differs from the defaults.
+
+    Where its arguments move, what they come to.
+    """
     defaults = settings.loss_row.defaults
-    changed = {key: value for key, value in _without_name(settings.loss).items() if value != defaults[key]}
+    changed = {key: value for key, value in arguments(at(settings.loss, 1)).items() if value != defaults[key]}
     words = ",".join(f"{key}={_word(value)}" for key, value in changed.items())
     return ":".join(filter(None, [settings.loss_row.name, words]))
 
@@ -330,7 +407,7 @@ def explain_loss(name: str) -> str:
         f"Not a setting, given in Python only: {key}." for key in row.defaults if key not in _keys(_arguments(row))
     ]
     if "total" in row.defaults:
-        notes.append("In training, loss.total is the number of steps unless it is given.")
+        notes.append("In training, loss.total is the number of batches, steps x batch.accumulate, unless it is given.")
     paper = f", {'arXiv:' * row.paper[:4].isdigit()}{row.paper}" if row.paper else ""
     head = f"{name}: {row.kind}{paper}\nweights: {row.weights}"
     return "\n\n".join(
@@ -338,9 +415,15 @@ def explain_loss(name: str) -> str:
     )
 
 
-def explain(settings: Settings) -> str:
-    """Every setting with its value, as it would be written on the command line, and what it means."""
-    rows = [(f"{key}={_word(value)}", what) for key, value, what in _rows(settings)]
+def flat(settings: Settings) -> dict[str, str]:
+    """Every setting by its whole name, with its value as a word of the command line."""
+    return {key: _word(value) for key, value, _ in _rows(settings)}
+
+
+def explain(settings: Settings, origins: Mapping[str, str] | None = None) -> str:
+    """Every setting with its value, as it would be written on the command line, and what it means; or its origin."""
+    told = origins or {}
+    rows = [(f"{key}={_word(value)}", told.get(key, what)) for key, value, what in _rows(settings)]
     width = max(len(word) for word, _ in rows)
     return "\n".join(f"{word:{width}}  {what}".rstrip() for word, what in rows)
 

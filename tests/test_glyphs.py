@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from metricweight.data import glyphs
 
@@ -21,7 +22,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def arrays(images):
-    return images.read(np.arange(len(images))).numpy(), images.labels, list(images.names)
+    return torch.stack(images.read(np.arange(len(images)))).numpy(), images.labels, list(images.names)
 
 
 def same(a, b):

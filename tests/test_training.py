@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from metricweight.checks import InputError, Interrupted
+from metricweight.data.loader import Wanted, batches
 from metricweight.retrieval import evaluate
-from metricweight.settings import read
+from metricweight.settings import OptimizerSettings, read
 from metricweight.training import checkpoint
-from metricweight.training.embedding import load_images, seen
+from metricweight.training.engine import rate
 from metricweight.training.log import TrainingLog
-from metricweight.training.loop import train, warm_up_and_cosine
+from metricweight.training.loop import train
 from metricweight.training.objective import Objective
+from metricweight.training.pictures import load_images, view_of
 
 FEW_GLYPHS = ["data.test=0.02", "data.validation=0.02", "steps=4", "validations=2", "batch.classes=4"]
 
@@ -32,7 +34,7 @@ def glyphs_run(tmp_path_factory):
 
 
 def test_a_run_leaves_everything_that_is_known_about_it(glyphs_run):
-    assert sorted(path.name for path in glyphs_run.iterdir()) == sorted(checkpoint.FILES)
+    assert sorted(path.name for path in glyphs_run.iterdir()) == sorted([*checkpoint.FILES, "checkpoints"])
     report = json.loads((glyphs_run / "report.json").read_text())
     assert report["schema"] == 2
     assert report["training_seconds"] > 0
@@ -80,20 +82,19 @@ def test_losses_of_every_kind_train_and_nothing_that_was_learned_is_lost(name, w
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(sum(line["p"]["histogram"]) == 80 for line in logged)
     state = torch.load(run / "checkpoint.pt", weights_only=True)["objective"]
-    again = Objective(settings.build_loss(), weights, 64, torch.arange(5))
+    again = Objective(settings, torch.arange(5), 1, 64)
     again.load_state_dict(state)  # strict: all of it, and no more
     if weights == "pair":
         assert not state
         return
     assert state["labels"].tolist() == [0, 1, 2, 3, 4]
-    assert state["classifier.weight"].shape == (5, 64)
+    assert state["classifiers.0.weight"].shape == (5, 64)
     short = train(settings.model_copy(update={"steps": 1}), "digits", tmp_path / "short")
     sooner = torch.load(short / "checkpoint.pt", weights_only=True)["objective"]
-    for learned in ("classifier.weight", "classifier.bias"):
+    for learned in ("classifiers.0.weight", "classifiers.0.bias"):
         assert not torch.equal(state[learned], sooner[learned])
     if name == "proselflc":
-        assert state["loss.step"] == 6
-        assert again.loss.step == 6
+        assert [value for name, value in state.items() if name.endswith(".step")] == [6]
         assert settings.loss["total"] == 6
 
 
@@ -112,37 +113,6 @@ def test_the_network_starts_alike_whatever_the_loss(tmp_path):
         return json.loads((run / "report.json").read_text())["models"]["untrained"]
 
     assert untrained("ranked_list") == untrained("imae")
-
-
-@pytest.mark.parametrize("kind", ["example", "target"])
-def test_an_objective_gives_each_label_its_own_output_of_the_classifier(kind):
-    labels = torch.tensor([70, 3, 3, 900, 70])  # numbers of the training classes, not from 0 on
-    objective = Objective(torch.nn.CrossEntropyLoss(), kind, 4, labels)
-    embeddings = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    loss, logits = objective(embeddings, labels)
-    own = torch.tensor([1, 0, 0, 2, 1])
-    assert torch.equal(loss, torch.nn.functional.cross_entropy(objective.classifier(embeddings), own))
-    assert not logits.requires_grad
-    expected = logits.softmax(1)[torch.arange(5), own]
-    assert torch.allclose(objective.confidence(logits, labels).float(), expected, atol=1e-6)
-
-
-def test_an_objective_on_pairs_leaves_embeddings_and_the_random_numbers_alone():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    objective = Objective(read("digits").build_loss(), "pair", 4, torch.arange(3))
-    assert torch.equal(torch.rand(3), expected)
-    assert not list(objective.parameters())
-    embeddings, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-    _, judged = objective(embeddings, labels)
-    assert torch.equal(judged, embeddings)
-    assert objective.confidence(judged, labels).tolist() == pytest.approx([1 / 3] * 4)  # all others are as near
-
-
-def test_telling_classes_apart_needs_two():
-    with pytest.raises(InputError, match="tells classes apart, and there is 1 to train on; give it two or more"):
-        Objective(read("digits", ["loss.name=cce"]).build_loss(), "example", 4, torch.zeros(3, dtype=torch.long))
 
 
 def test_no_class_is_on_two_sides_and_every_class_is_listed(glyphs_run):
@@ -182,11 +152,15 @@ def test_the_same_seed_gives_the_same_weights_and_numbers_bit_for_bit(glyphs_run
 def test_an_image_is_seen_alike_in_every_test_whatever_it_comes_with():
     settings = read("glyphs").data
     images = load_images(settings)
-    indices = np.array([5, 900, 17, 20_000])
-    once = seen(images, indices, settings)
-    assert torch.equal(seen(images, indices[::-1].copy(), settings), once.flip(0))
-    assert torch.equal(seen(images, indices[:1], settings), once[:1])
-    assert not torch.equal(seen(images, indices[:1], settings, training=(0, 0)), once[:1])
+
+    def seen(*indices, training=None):
+        wanted = [Wanted(np.array(indices), training)]
+        return next(batches(images, view_of(settings), wanted)).images
+
+    once = seen(5, 900, 17, 20_000)
+    assert torch.equal(seen(20_000, 17, 900, 5), once.flip(0))
+    assert torch.equal(seen(5), once[:1])
+    assert not torch.equal(seen(5, training=(0, 0)), once[:1])
 
 
 def test_training_makes_the_network_better(tmp_path):
@@ -197,13 +171,19 @@ def test_training_makes_the_network_better(tmp_path):
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_to_nothing():
-    rates = [warm_up_and_cosine(step, 100, 0.2) for step in range(100)]
+    rates = [rate(step, 100, OptimizerSettings(warmup=0.2)) for step in range(100)]
     assert rates[:20] == pytest.approx([(i + 1) / 20 for i in range(20)])
     assert rates[19] == max(rates) == 1
     assert all(a > b for a, b in pairwise(rates[19:]))
     assert 0 < rates[-1] < 0.001
     for steps, warmup in ((1, 0.2), (5, 0.2), (3, 0.0), (3, 1.0)):
-        assert all(0 < warm_up_and_cosine(step, steps, warmup) <= 1 for step in range(steps))
+        assert all(0 < rate(step, steps, OptimizerSettings(warmup=warmup)) <= 1 for step in range(steps))
+
+
+def test_the_rate_falls_by_steps_or_not_at_all():
+    by_steps = OptimizerSettings(warmup=0.02, schedule="steps", milestones=[4, 6, 6], decay=0.5)
+    assert [rate(step, 100, by_steps) for step in range(8)] == [0.5, 1, 1, 1, 0.5, 0.5, 0.125, 0.125]
+    assert {rate(step, 9, OptimizerSettings(warmup=0, schedule="constant")) for step in range(9)} == {1}
 
 
 def start(run, *words):
@@ -227,10 +207,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_evaluate_it(tmp_path, metric
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped; the network after step" in err
+    assert "stopped; the training up to step" in err
     commands = [line.split()[1:] for line in err.splitlines() if line.startswith("  metricweight")]
-    assert [words[0] for words in commands] == ["embed", "evaluate"]
-    for words in commands:
+    assert [words[0] for words in commands] == ["train", "embed", "evaluate"]
+    assert commands[0][2:] == ["--out", str(run), "--resume"]
+    for words in commands[1:]:
         code, out, problem = metricweight(*words)
         assert code == 0, problem
     assert "R@1" in out
@@ -245,7 +226,7 @@ def test_ctrl_c_at_any_moment_of_a_step_is_answered_after_a_checkpoint(tmp_path,
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(TrainingLog, "step", interrupted)
-    with pytest.raises(Interrupted, match="after step 2 of 3 is saved"):
+    with pytest.raises(Interrupted, match="up to step 2 of 3 is saved"):
         train(read("digits", ["steps=3", "validations=0"]), "digits", tmp_path / "run")
     checkpoint.load(tmp_path / "run")
 
@@ -280,21 +261,6 @@ def test_a_run_killed_while_it_trains_leaves_no_half_written_file(tmp_path):
     process.kill()
     process.communicate()
     checkpoint.load(run)
-
-
-def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(glyphs_run, tmp_path, monkeypatch):
-    model, settings, channels = checkpoint.load(glyphs_run)
-    checkpoint.save(tmp_path, model, torch.nn.Identity(), settings, channels, 1)
-
-    def disk_full(state, file):
-        file.write(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, model, torch.nn.Identity(), settings, channels, 2)
-    checkpoint.load(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_terminal_sees_a_bar_with_loss_speed_and_time_left(tmp_path):

@@ -1,6 +1,7 @@
 """Pictures with labels, in memory or in files, and where they come from."""
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from metricweight.data.split import Indices
 
 if TYPE_CHECKING:
     from metricweight.data.manifest import Manifest
+
+_ORIENTATION = 0x0112  # of EXIF
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ class Roles:
 
 @dataclass(frozen=True)
 class Images:
-    """N pictures with labels.
+    """N pictures with labels. It can be sent to other processes.
 
-    read      indices [B] -> pixels, uint8 [B, C, S, S]
+    picture   index -> pixels, uint8 [C, H, W] of any size
     labels    int64 [N], positions in `classes`
     classes   names of the classes
     names     [N] what each picture is called
@@ -54,7 +57,7 @@ class Images:
     roles     who searches for whom in the test half, where that is not each among all others
     """
 
-    read: Callable[[Indices], Tensor]
+    picture: Callable[[int], Tensor]
     labels: Indices
     classes: Sequence[str]
     names: Sequence[str]
@@ -66,13 +69,62 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def read(self, indices: Indices) -> list[Tensor]:
+        """Some pictures, by several threads where they have to be decoded."""
+        if isinstance(self.picture, Held):
+            return [self.picture(i) for i in indices.tolist()]
+        with ThreadPoolExecutor(threads(), thread_name_prefix="decode") as pool:
+            return list(pool.map(self.picture, indices.tolist()))
+
+
+@dataclass(frozen=True)
+class Held:
+    """Pictures that are in memory, uint8 [N, C, H, W]."""
+
+    pixels: Tensor
+
+    def __call__(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures that are in files.
+
+    paths     [N] of files
+    members   [N] which picture of its file each is, see `open_picture`
+    states    [N] size in bytes, and time in nanoseconds of the last change, of each file
+    channels  1 for grey, 3 for colour
+    at_least  see `open_picture`
+    """
+
+    paths: Sequence[str]
+    members: Sequence[int]
+    states: Sequence[tuple[int, int]]
+    channels: int
+    at_least: int | None
+
+    def __call__(self, index: int) -> Tensor:
+        return decode(Path(self.paths[index]), self.channels, self.members[index], self.at_least)
+
+    def mark(self, index: int) -> str:
+        """What tells the pixels of a picture from those of any other, and of any other state of its file."""
+        size, time = self.states[index]
+        path = os.path.abspath(self.paths[index])
+        return f"{path} {self.members[index]} {size} {time} {self.channels} {self.at_least}"
+
+
+def threads() -> int:
+    """How many threads or processes are worth having for decoding here: one for each core, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(8, cores or 1)
+
 
 def in_memory(
     pixels: NDArray[np.uint8], labels: Indices, classes: Sequence[str], names: Sequence[str], stamp: str
 ) -> Images:
     """Grey pictures [N, S, S] that are held in memory."""
-    tensor = torch.from_numpy(pixels)[:, None]
-    return Images(lambda indices: tensor[torch.from_numpy(indices)], labels, classes, names, 1, stamp)
+    return Images(Held(torch.from_numpy(pixels)[:, None]), labels, classes, names, 1, stamp)
 
 
 def digits(size: int) -> Images:
@@ -94,11 +146,12 @@ def digits(size: int) -> Images:
     )
 
 
-def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
+def from_manifest(path: Path, at_least: int | None = None, channels: int = 3) -> Images:
     """Pictures that a manifest lists: a table, or a folder of class folders; see `metricweight.data.manifest.read`.
 
-    size      pictures of any size and mode are turned as their EXIF tag says, scaled so that the shorter side is
-              `size`, and cut to the middle `size` x `size`
+    Pictures of any size and mode are turned as their EXIF tag says.
+
+    at_least  the shorter side that is needed, in pixels: see `open_picture`
     channels  1 for grey, 3 for colour
 
     Raises InputError for what is not there, for rows that are wrong or that no training can use, and, when a picture
@@ -115,11 +168,12 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
     manifest.check_root(listed, path)
     paths = [listed.root / item for item in table["path"]]
     members = table["member"].tolist()
-    sizes = {}
+    states = {}
     for row, item in enumerate(paths):
-        if item not in sizes:
+        if item not in states:
             try:
-                sizes[item] = item.stat().st_size
+                state = item.stat()
+                states[item] = (state.st_size, state.st_mtime_ns)
             except OSError:
                 raise InputError(f"{manifest.place(path, row)}: {item} is not there.") from None
     numbers, first, labels = np.unique(table["label"].to_numpy(), return_index=True, return_inverse=True)
@@ -129,15 +183,12 @@ def from_manifest(path: Path, size: int, channels: int = 3) -> Images:
     if listed.about.protocol != "self" and not alone:
         columns = [table[name].to_numpy() for name in ("label", "is_query", "camera", "tracklet")]
         roles = Roles(listed.about.protocol, *columns)
-    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="decode")
-
-    def read(indices: Indices) -> Tensor:
-        return torch.stack(list(pool.map(lambda i: decode(paths[i], size, channels, members[i]), indices)))
-
-    known = zip(table["path"], table["member"], table["label"], table["split"], map(sizes.get, paths), strict=True)
+    files = Files([str(item) for item in paths], members, [states[item] for item in paths], channels, at_least)
+    sizes = (size for size, _ in files.states)
+    known = zip(table["path"], table["member"], table["label"], table["split"], sizes, strict=True)
     stamp = hashlib.sha256("\n".join(" ".join(map(str, row)) for row in known).encode()).hexdigest()
-    titles = [str(item) if member < 0 else f"{item}:{member}" for item, member in zip(paths, members, strict=True)]
-    return Images(read, labels.reshape(-1), classes, titles, channels, stamp, splits, roles)
+    titles = [item if member < 0 else f"{item}:{member}" for item, member in zip(files.paths, members, strict=True)]
+    return Images(files, labels.reshape(-1), classes, titles, channels, stamp, splits, roles)
 
 
 def _splits(listed: "Manifest", path: Path) -> dict[str, Indices]:
@@ -171,14 +222,38 @@ def _splits(listed: "Manifest", path: Path) -> dict[str, Indices]:
     return {name: np.flatnonzero((split == name) & (judged | (split == "train"))) for name in there}
 
 
-def decode(path: Path, size: int, channels: int, member: int = -1) -> Tensor:
-    """One picture as uint8 [C, S, S]; see `from_manifest`, and `open_picture` for `member`."""
-    picture = open_picture(path, member, at_least=size)
+def decode(path: Path, channels: int, member: int = -1, at_least: int | None = None) -> Tensor:
+    """One picture as uint8 [C, H, W], 16 bits as 8 and without transparency; see `open_picture`.
+
+    channels  1 for grey, 3 for colour
+
+    A plain JPEG is decoded by torchvision, which is a fifth faster; any other picture, one that is to be shrunk, and
+    one that torchvision refuses, by Pillow.
+    """
+    if member < 0 and path.suffix.lower() != ".npy" and (found := _plain_jpeg(path, channels, at_least)) is not None:
+        return found
+    picture = open_picture(path, member, at_least)
     if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
         picture = Image.fromarray((np.asarray(picture).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    fitted = ImageOps.fit(picture, (size, size), method=Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(fitted)).reshape(size, size, channels).permute(2, 0, 1)
+    pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
+
+
+def _plain_jpeg(path: Path, channels: int, at_least: int | None) -> Tensor | None:
+    """The pixels of a JPEG of the right mode that is neither to be turned nor shrunk; None: it is another picture."""
+    try:
+        from torchvision.io import decode_jpeg
+
+        data = bytearray(path.read_bytes())
+        with Image.open(io.BytesIO(data)) as picture:
+            plain = picture.format == "JPEG" and picture.mode == ("L" if channels == 1 else "RGB")
+            shrinks = at_least is not None and min(picture.size) >= 2 * at_least
+            if not plain or shrinks or picture.getexif().get(_ORIENTATION, 1) != 1:
+                return None
+        found: Tensor = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8))
+    except Exception:  # what is wrong with it is for Pillow to say; it also serves where torchvision has no decoder
+        return None
+    return found if len(found) == channels else None
 
 
 def open_picture(path: Path, member: int = -1, at_least: int | None = None) -> Image.Image:

@@ -5,7 +5,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
@@ -17,31 +18,40 @@ from torch import Tensor, nn
 
 from metricweight.checks import InputError
 from metricweight.files import whole_file
-from metricweight.models.heads import embedder
-from metricweight.settings import Settings, resolve
+from metricweight.models.heads import Embedder, embedder
+from metricweight.progress import say
+from metricweight.settings import Settings, flat, resolve
+from metricweight.training.distributed import Processes
 
 FILES = (
     "settings.yaml", "environment.json", "labels.csv", "metrics.jsonl", "checkpoint.pt", "embeddings.npz",
     "report.json", "report.md", "report.csv", "report.tex", "report.queries.csv", "report.classes.csv",
 )  # fmt: skip
+MAYBE = ("emphasis.png", "stopped.json")  # written by what not every run comes to
+STATES = "checkpoints"  # folder of the states that a training goes on from
+SCHEMA = 2
+ANYWHERE = ("data.root", "data.workers", "data.cache", "device", "checkpoints.keep")  # may differ when a run goes on
+
+State = dict[str, Any]
 
 
 @contextmanager
-def claimed_folder(out: Path | None, recipe: str, overwrite: bool) -> Iterator[Path]:
+def claimed_folder(out: Path | None, recipe: str, overwrite: bool, resume: bool = False) -> Iterator[Path]:
     """A folder for a run: `out`, or a new `runs/<recipe>-<date-time>`.
 
     An empty settings.yaml holds the place, so that of two runs which want the same folder one is refused. Nothing
     that is there is deleted yet, and if the block fails before the run has written anything, nothing stays behind.
 
-    Raises InputError where `out` already holds a run, unless `overwrite` says that it may go, and where it cannot be
-    written.
+    Raises InputError where `out` already holds a run, unless `overwrite` says that it may go or `resume` that it goes
+    on, and where it cannot be written.
     """
     try:
         run = _make_new(Path("runs") / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}") if out is None else out
         held = [file for file in FILES if (run / file).exists()]
-        if held and not overwrite:
+        if held and not (overwrite or resume):
             raise InputError(
-                f"{run} already holds a run ({', '.join(held)}); choose another --out, or add --overwrite."
+                f"{run} already holds a run ({', '.join(held)}); choose another --out, add --resume to go on with it, "
+                "or --overwrite."
             )
         run.mkdir(parents=True, exist_ok=True)
         if not held:
@@ -61,7 +71,8 @@ def claimed_folder(out: Path | None, recipe: str, overwrite: bool) -> Iterator[P
 
 def clear(run: Path) -> None:
     """Takes away the files of an earlier run, and no others; settings.yaml holds the place until it is replaced."""
-    for file in (*FILES, "emphasis.png"):
+    states = [f"{STATES}/{path.name}" for path in (run / STATES).glob("*.pt")]
+    for file in (*FILES, *MAYBE, *states):
         if file != "settings.yaml":
             (run / file).unlink(missing_ok=True)
 
@@ -77,43 +88,108 @@ def _make_new(folder: Path) -> Path:
     raise FileExistsError(17, "a hundred runs began in this second", str(folder))
 
 
-def save(run: Path, model: nn.Module, objective: nn.Module, settings: Settings, channels: int, step: int) -> None:
-    """Writes checkpoint.pt: what `load` needs to embed again, what else was learned, and the step it was saved at."""
-    state = {
-        "schema": 1,
-        "step": step,
-        "channels": channels,
-        "settings": settings.model_dump(mode="json"),
-        "model": _on_cpu(model),
-        "objective": _on_cpu(objective),  # the classifier, and the state of the loss
-    }
+def save(run: Path, state: State, keep: int) -> None:
+    """Writes the state of a training after `state["step"]` steps, whole, and keeps the last `keep` and the first.
+
+    Raises InputError where it cannot be written; the states before it are still there then.
+    """
+    folder = run / STATES
+    try:
+        folder.mkdir(exist_ok=True)
+        with whole_file(folder / f"{state['step']:08d}.pt") as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:  # torch has its own words for a full disk
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(
+            f"the checkpoint of step {state['step']} cannot be written to {folder} ({why}); "
+            "make room, and go on from the one before with --resume."
+        ) from None
+    for old in _states(run)[1:-keep]:
+        old.unlink(missing_ok=True)
+
+
+def latest(run: Path) -> State | None:
+    """The last state of a run that is whole; None where there is none. One that is damaged is named and passed over."""
+    for half_written in (run / STATES).glob(".*"):
+        half_written.unlink(missing_ok=True)  # the process that wrote it was killed
+    for path in reversed(_states(run)):
+        try:
+            return _read(path)
+        except InputError as error:
+            say(f"{error} The one before it is taken.")
+    return None
+
+
+def initial(run: Path) -> State:
+    """The state that a run started with."""
+    return _read(run / STATES / f"{0:08d}.pt")
+
+
+def _states(run: Path) -> list[Path]:
+    return sorted((run / STATES).glob("[0-9]*.pt"))
+
+
+def _read(path: Path) -> State:
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums in the file
+            if (wrong := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {wrong} is wrong")
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
+        if state["schema"] != SCHEMA:
+            raise ValueError(f"schema {state['schema']}, and this version reads {SCHEMA}")
+    except Exception as error:  # a damaged file fails in many ways, all of them meaning the same
+        raise InputError(f"{path} is damaged or not a checkpoint of ours ({error}).") from None
+    return state
+
+
+def check_same(state: State, settings: Settings, stamp: str, run: Path) -> None:
+    """Raises InputError, with every difference, where a run would not go on as what it was."""
+    before, now = flat(resolve(state["settings"])), flat(settings)
+    changed = [
+        f"{key} was {before.get(key)}, and is {now.get(key)}"
+        for key in dict.fromkeys((*before, *now))
+        if before.get(key) != now.get(key) and not key.startswith(ANYWHERE)
+    ]
+    if state["stamp"] != stamp:
+        changed.append(f"the pictures, labels or splits of {settings.data.root or settings.data.source} are others")
+    if changed:
+        raise InputError(
+            f"{run} cannot go on with other settings or data: {'; '.join(changed)}. Give those that it began with "
+            f"(metricweight train {run}/settings.yaml --out {run} --resume), or train anew with --overwrite."
+        )
+
+
+def save_network(run: Path, state: State) -> None:
+    """Writes checkpoint.pt, the network that is tested, with what `load` needs to embed with it again."""
     with whole_file(run / "checkpoint.pt") as file:
-        torch.save(state, file)
+        torch.save({"schema": SCHEMA, **state}, file)
 
 
-def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.cpu() for name, value in module.state_dict().items()}
+def on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in module.state_dict().items()}
 
 
-def load(run: Path) -> tuple[nn.Module, Settings, int]:
-    """The network of a run, ready to embed, with its settings and its number of channels."""
+def load(run: Path) -> tuple[Embedder, Settings, State]:
+    """The network of a run, ready to embed, with its settings and its checkpoint."""
     path = run / "checkpoint.pt"
     if not path.is_file():
         raise InputError(f"{run} holds no checkpoint.pt; give the folder that `metricweight train` wrote.")
+    state = _read(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         settings = resolve(state["settings"])
-        network = settings.model.model_copy(update={"pretrained": False})
-        model = embedder(network.backbone, state["channels"], network.embedding_size)
+        model = blank(settings, state["channels"])
         model.load_state_dict(state["model"])
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file fails in many ways, all of them meaning the same
-        raise InputError(f"{path} is damaged or not a checkpoint of ours: {error}") from None
-    return model.eval(), settings, state["channels"]
+    except (RuntimeError, KeyError) as error:
+        raise InputError(f"{path} does not fit this version of metricweight: {error}") from None
+    return model.eval(), settings, state
 
 
-def environment(settings: Settings, device: str) -> str:
+def blank(settings: Settings, channels: int) -> Embedder:
+    """The network of some settings, for weights that are there already: nothing is fetched."""
+    return embedder(channels, **{**settings.model.model_dump(), "pretrained": False, "weights": None})
+
+
+def environment(settings: Settings, processes: Processes, weights: Mapping[str, str]) -> str:
     """What a run was made with, as JSON."""
     packages = ("metricweight", "torch", "torchvision", "faiss-cpu", "numpy", "scikit-learn", "matplotlib", "pillow")
     facts: dict[str, Any] = {
@@ -123,7 +199,9 @@ def environment(settings: Settings, device: str) -> str:
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if processes.device.startswith("cuda") else "cpu",
+        "processes": processes.size,
+        "weights": dict(weights),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
     }

@@ -1,258 +1,234 @@
-"""`train`, top to bottom."""
+"""`train`, top to bottom: the steps, what is written on the way, and the report."""
 
-import math
 import signal
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from metricweight.checks import InputError, Interrupted
 from metricweight.data.images import Images
-from metricweight.data.sampler import ClassBalancedSampler
+from metricweight.data.loader import Batch, Wanted, batches
 from metricweight.data.split import Indices
 from metricweight.files import write_text
-from metricweight.models.heads import embedder
-from metricweight.progress import say, track
-from metricweight.retrieval import Report, evaluate
+from metricweight.losses.table import LOSSES
+from metricweight.progress import console, say
 from metricweight.retrieval import report as reports
-from metricweight.retrieval.report import EvaluationWarning
-from metricweight.settings import BatchSettings, Settings
+from metricweight.settings import Settings
 from metricweight.training import checkpoint
-from metricweight.training.embedding import (
-    blocks_of,
-    embed_images,
-    items_of,
-    load_images,
-    seen,
-    splits_of,
-    write_embeddings,
-)
+from metricweight.training.distributed import joined
+from metricweight.training.engine import Training, gradients, prepared, update
+from metricweight.training.judging import check_ahead, chosen_by, tested, validate
 from metricweight.training.log import training_log
-from metricweight.training.objective import Objective
+from metricweight.training.pictures import view_of, workers_of
+from metricweight.training.watch import Watch
 
-Batch = tuple[Tensor, Tensor]  # images [B, C, S, S] and labels [B]
 
+def train(
+    settings: Settings,
+    recipe: str,
+    out: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    as_json: bool = False,
+) -> Path:
+    """Trains as the settings say, tests on unseen classes beside raw pixels and the network as it was before, and
+    returns the run folder with everything that is known about it.
 
-def train(settings: Settings, recipe: str, out: Path | None = None, overwrite: bool = False) -> Path:
-    """Trains as the settings say, tests on unseen classes beside raw pixels and the untrained network, and returns
-    the run folder with everything that is known about it.
+    resume   go on with the run in `out` from its last checkpoint, if it has one: on a CPU, to the weights that it
+             would have come to if it had not been stopped, bit for bit
 
-    Raises InputError before the first step for whatever is wrong with settings, data or folder, and `Interrupted`
-    after Ctrl-C, which leaves a checkpoint of the step that was reached.
+    as_json  print the report as JSON and nothing else
+
+    Started by torchrun, all processes train one network by batches that they share.
+
+    Raises InputError before the first step for whatever is wrong with settings, data or folder, and where a run that
+    goes on is not what it was; `Interrupted` after Ctrl-C, which leaves a checkpoint of the step that was reached.
     """
+    if resume and (overwrite or out is None):
+        raise InputError("--resume goes on with the run in --out: give --out, and no --overwrite.")
     saved: list[int] = []  # steps of which there is a checkpoint
-    with checkpoint.claimed_folder(out, recipe, overwrite) as run:
-        try:
-            _run(settings, recipe, run, saved)
-        except KeyboardInterrupt:
-            if not saved:
-                raise Interrupted("stopped before there was anything to save.") from None
-            again = " --overwrite" if (run / "embeddings.npz").exists() else ""
-            raise Interrupted(
-                f"stopped; the network after step {saved[-1]} of {settings.steps} is saved. To see how good it is:\n"
-                f"  metricweight embed {run}{again}\n  metricweight evaluate {run / 'embeddings.npz'}"
-            ) from None
+    with _quiet(as_json), joined(settings.device) as processes:
+        folder = checkpoint.claimed_folder(out, recipe, overwrite, resume) if processes.first else nullcontext(None)
+        with folder as claimed:
+            run = processes.tell(claimed)
+            assert run is not None
+            try:
+                _run(prepared(settings, processes), recipe, run, saved, resume)
+            except KeyboardInterrupt:
+                raise Interrupted(_stopped(run, saved, settings)) from None
+            if as_json and processes.first:
+                print((run / "report.json").read_text(encoding="utf-8"), end="")
     return run
 
 
-def _run(settings: Settings, recipe: str, run: Path, saved: list[int]) -> None:
-    device = _device(settings)
-    images = load_images(settings.data)
-    splits = splits_of(images, settings.data)
-    labels = images.labels[splits["train"]]
-    classes = settings.batch.classes or min(32, len(np.unique(labels)))
-    sampler = ClassBalancedSampler(labels, classes, settings.batch.images, settings.seed)
-    settings = settings.model_copy(update={"batch": BatchSettings(classes=classes, images=settings.batch.images)})
-    torch.manual_seed(settings.seed)
-    network = settings.model
-    model = embedder(network.backbone, images.channels, network.embedding_size, network.pretrained).to(device)
-    objective = Objective(
-        settings.build_loss(), settings.loss_row.kind, network.embedding_size, torch.from_numpy(labels)
-    ).to(device)
-    say(_described(images, splits, model, settings))
+@contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    before, console.quiet = console.quiet, quiet or console.quiet
+    try:
+        yield
+    finally:
+        console.quiet = before
 
-    def embedded(network: nn.Module, split: str, what: str | None) -> NDArray[np.float32]:
-        return embed_images(network, images, splits[split], settings.data, device, what)
 
-    def tested(embeddings: NDArray[np.float32]) -> Report:
-        report = _judged(embeddings, images, splits["test"], settings.ks)
-        data = {"source": settings.data.source, "stamp": images.stamp[:32], "seed": settings.data.seed}
-        return replace(report, stamp={**report.stamp, "data": {**report.stamp["data"], **data}})
+def _stopped(run: Path, saved: list[int], settings: Settings) -> str:
+    if not saved:
+        return "stopped before there was anything to save."
+    again = " --overwrite" if (run / "embeddings.npz").exists() else ""
+    return (
+        f"stopped; the training up to step {saved[-1]} of {settings.steps} is saved. To go on with it:\n"
+        f"  metricweight train {run}/settings.yaml --out {run} --resume\n"
+        "To see how good the network is:\n"
+        f"  metricweight embed {run}{again}\n  metricweight evaluate {run / 'embeddings.npz'}"
+    )
 
-    def validate() -> Mapping[str, float]:
-        if not len(splits["validation"]):
-            return {}
-        held_out = splits["validation"]
-        return _judged(embedded(model, "validation", None), images, held_out, [1], among_all=True).metrics
 
-    def batch_of(step: int) -> Batch:
-        chosen = splits["train"][sampler.batch(step)]
-        return seen(images, chosen, settings.data, (settings.seed, step)), torch.from_numpy(images.labels[chosen])
-
-    def save(step: int) -> None:
-        checkpoint.save(run, model, objective, settings, images.channels, step)
-        saved.append(step)
-
-    models = {
-        "pixels": tested(embedded(_RawPixels(), "test", "raw pixels")),
-        "untrained": tested(embedded(model, "test", "untrained network")),
-    }
-    validate()  # here, and each picture read once, so that what is wrong with the data is said before the training
-    for block in track(blocks_of(splits["train"]), "training pictures"):
-        images.read(block)
-    checkpoint.clear(run)
-    write_text(run / "settings.yaml", settings.yaml())
-    write_text(run / "environment.json", checkpoint.environment(settings, device))
-    _write_labels(run / "labels.csv", images, splits)
-
+def _run(t: Training, recipe: str, run: Path, saved: list[int], resume: bool) -> None:
+    """Trains and tests, in a folder of its own."""
+    state = t.processes.tell(checkpoint.latest(run) if resume and t.processes.first else None)
+    say(_described(t))
+    if state is None:
+        if resume:
+            say(f"{run} holds no checkpoint: the training begins.")
+        check_ahead(t)
+        if t.processes.first:
+            checkpoint.clear(run)
+            write_text(run / "settings.yaml", t.settings.yaml())
+            write_text(run / "environment.json", checkpoint.environment(t.settings, t.processes, t.model.origin))
+            _write_labels(run / "labels.csv", t.images, t.splits)
+        _save(t, run, saved)
+    else:
+        checkpoint.check_same(state, t.settings, t.images.stamp, run)
+        t.go_on(state)
+        say(f"The training goes on after step {t.step} of {t.settings.steps}.")
+        saved.append(t.step)
     started = time.perf_counter()
-    _train(model, objective, settings, device, batch_of, validate, save, run / "metrics.jsonl")
+    _train(t, run, saved)
     seconds = time.perf_counter() - started
-
-    found = embedded(model, "test", "trained network")
-    write_embeddings(run / "embeddings.npz", found, images, splits["test"], "test")
-    models["trained"] = tested(found)
-    reports.save(models, run / "report", recipe=recipe, steps=settings.steps, training_seconds=round(seconds, 1))
+    models = tested(t, run)
+    if t.processes.first:
+        stem = run / "report"
+        reports.save(models, stem, recipe=recipe, steps=t.settings.steps, training_seconds=round(seconds, 1))
     say(f"\n{reports.markdown(models)}\n\nTrained for {seconds:.0f} s. Everything is in {run}.")
 
 
-def _judged(
-    embeddings: NDArray[np.float32], images: Images, indices: Indices, ks: Sequence[int] | None, among_all: bool = False
-) -> Report:
-    """By the protocol of the images, or each among all others; ks: None for those of the protocol."""
-    first, roles = items_of(images, indices).first, images.roles
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
-        if roles is None or among_all:
-            return evaluate(embeddings, images.labels[first], ks=ks)
-        labels, queries, cameras = (x[first] for x in (roles.numbers, roles.queries, roles.cameras))
-        known = cameras if (cameras >= 0).any() else None
-        return evaluate(embeddings, labels, queries=queries, cameras=known, protocol=roles.protocol, ks=ks)
+def _save(t: Training, run: Path, saved: list[int]) -> None:
+    """A checkpoint of the step that was reached; and of the network, where it is the one that is tested."""
+    if t.processes.first:
+        if t.best is None or t.best["step"] == t.step:
+            checkpoint.save_network(run, t.judged_network())
+        checkpoint.save(run, t.state(), t.settings.checkpoints.keep)
+    saved.append(t.step)
 
 
-def _train(
-    model: nn.Module,
-    objective: Objective,
-    settings: Settings,
-    device: str,
-    batch_of: Callable[[int], Batch],
-    validate: Callable[[], Mapping[str, float]],
-    save: Callable[[int], None],
-    log_file: Path,
-) -> None:
-    """All steps, with looks at the validation classes. Saves at each look, at the end, and after Ctrl-C."""
-    rates = settings.optimizer
-    learned = [*model.parameters(), *objective.parameters()]
-    optimizer = torch.optim.AdamW(learned, lr=rates.learning_rate, weight_decay=rates.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warm_up_and_cosine(step, settings.steps, rates.warmup)
-    )
-    looks = {round(settings.steps * i / settings.validations) for i in range(1, settings.validations + 1)}
-    with (
-        training_log(log_file, settings.steps) as log,
-        _stop_when_asked() as asked,
-        ThreadPoolExecutor(max_workers=1) as pool,
-    ):
-        coming = pool.submit(batch_of, 0)
-        for step in range(1, settings.steps + 1):
-            inputs, labels = coming.result()
-            if step < settings.steps:
-                coming = pool.submit(batch_of, step)  # while this one is trained on
-            model.train()
-            labels = labels.to(device)
-            loss, judged = objective(model(inputs.to(device)), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+def _train(t: Training, run: Path, saved: list[int]) -> None:
+    """The steps that are left, with looks at the validation classes. Saves at each look, at the end, after Ctrl-C."""
+    steps, count = t.settings.steps, t.settings.validations
+    looks = {round(steps * i / count) for i in range(1, count + 1)}
+    every = t.settings.checkpoints.every
+    batch, watch = coming(t), Watch(t, run)
+    folder = run if t.processes.first else None
+    with training_log(folder, t.step, steps, t.settings.tensorboard) as log, _asked(t) as asked:
+        while t.step < steps:
+            with log.waiting():
+                micro = [next(batch) for _ in range(t.settings.batch.accumulate)]
+            done = gradients(t, micro)
             stopping = asked.is_set()  # read once: what comes later in this step is answered after the next
-            saving = step in looks or step == settings.steps or stopping
-            if saving or log.due(step):
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise InputError(
-                        f"the loss is {value} at step {step}: the training has diverged; lower optimizer.learning_rate."
-                    )
-                p = objective.confidence(judged, labels).cpu().numpy()
-                log.step(step, value, float(optimizer.param_groups[0]["lr"]), p)
-            schedule.step()
+            looking = t.step + 1 in looks
+            saving = looking or t.step + 1 == steps or stopping or bool(every and (t.step + 1) % every == 0)
+            reporting = saving or log.due(t.step + 1)
+            facts = watch.look(done, reporting)
+            update(t)
+            if reporting:
+                speed_of = len(done.labels) * len(micro)
+                log.step(t.step, float(done.loss), t.optimizer.param_groups[0]["lr"], speed_of, facts)
+            if looking and (found := validate(t)):
+                log.validation(t.step, found, "test" if chosen_by(t) == "test" else "validation")
+                if chosen_by(t) != "last" and (t.best is None or found["map@r"] > t.best["value"]):
+                    t.best = {"step": t.step, "value": found["map@r"]}
             if saving:
-                save(step)
+                _save(t, run, saved)
             if stopping:
                 raise KeyboardInterrupt
-            if step in looks and (found := validate()):
-                log.validation(step, found)
 
 
-def warm_up_and_cosine(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate at `step` of `steps`: linear up to 1, then half a cosine down to 0."""
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return (step + 1) / rising
-    return (1 + math.cos(math.pi * (step - rising + 1) / (steps - rising + 1))) / 2
+def coming(t: Training) -> Iterator[Batch]:
+    """This process's part of each batch that is left, in order."""
+    data, accumulate = t.settings.data, t.settings.batch.accumulate
 
+    def wanted() -> Iterator[Wanted]:
+        for number in range(t.step * accumulate, t.settings.steps * accumulate):
+            mine = t.sampler.share(number, t.processes.rank, t.processes.size)
+            yield Wanted(t.splits["train"][mine], (t.settings.seed, number), t.processes.rank * len(mine))
 
-class _RawPixels(nn.Module):
-    """What the network sees, as an embedding; at most 32 x 32, larger pictures are averaged down to it."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        size = min(32, images.shape[-1])
-        return nn.functional.adaptive_avg_pool2d(images, size).flatten(1)
+    return batches(
+        t.images, view_of(data), wanted(), workers=workers_of(t.images, data), pin=t.processes.device != "cpu",
+        damaged=data.damaged, cache=data.cache,
+    )  # fmt: skip
 
 
 @contextmanager
-def _stop_when_asked() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that the step at hand is finished; a second Ctrl-C interrupts at once."""
+def _asked(t: Training) -> Iterator[threading.Event]:
+    """Ctrl-C, or being told to end, sets the event, so that the step at hand is finished; a second one interrupts at
+    once. Of several processes each would finish another step, so there it interrupts at once."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or t.processes.size > 1:
         yield asked
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(*_: object) -> None:
         asked.set()
-        signal.signal(signal.SIGINT, before)
+        for which in before:
+            signal.signal(which, signal.default_int_handler)
 
-    signal.signal(signal.SIGINT, ask)
+    for which in before:
+        signal.signal(which, ask)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
-def _device(settings: Settings) -> str:
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda was asked for, but torch finds no GPU; use device=cpu.")
-    if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return settings.device
-
-
-def _described(images: Images, splits: dict[str, Indices], model: nn.Module, settings: Settings) -> str:
+def _described(t: Training) -> str:
+    images, settings = t.images, t.settings
     parts = [
         f"{name} {len(indices):,} of {len(np.unique(images.labels[indices])):,} classes"
-        for name, indices in splits.items()
+        for name, indices in t.splits.items()
     ]
-    parameters = sum(p.numel() for p in model.parameters())
-    loss = settings.loss_row
-    by = loss.name if loss.kind == "pair" else f"{loss.name} on the logits of a linear classifier"
-    return (
+    parameters = sum(p.numel() for p in t.model.parameters())
+    by = " + ".join(_named(part) for part in (settings.loss, *settings.plus))
+    size = t.model.dim if t.model.levels == 1 else f"{t.model.levels} x {t.model.dim}"
+    text = (
         f"{len(images):,} images: {', '.join(parts)}.\n"
-        f"{settings.model.backbone}, {parameters:,} parameters, embeddings of {settings.model.embedding_size}; "
+        f"{settings.model.backbone}, {parameters:,} parameters, embeddings of {size}; "
         f"{settings.steps:,} steps of {settings.batch.classes} classes x {settings.batch.images} images, by {by}."
     )
+    batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in t.model.train().modules())
+    mine = (settings.batch.classes or 1) * settings.batch.images // t.processes.size
+    several = t.processes.size > 1 and not settings.sync_batch_norm
+    if batch_norm and (several or mine > (settings.batch.chunk or mine)):
+        what = "each process" if several else "each chunk"
+        text += (
+            f"\nBatch normalisation goes by the statistics of {what}, which is not what one big batch would do; "
+            "model.frozen_batch_norm=true makes both the same."
+        )
+    return text
 
 
-def _write_labels(path: Path, images: Images, splits: dict[str, Indices]) -> None:
+def _named(part: Mapping[str, Any]) -> str:
+    row = LOSSES[part["name"]]
+    times = f"{part['weight']:g} x " if part.get("weight", 1) != 1 else ""
+    return f"{times}{row.name}" if row.kind == "pair" else f"{times}{row.name} on the logits of a linear classifier"
+
+
+def _write_labels(path: Path, images: Images, splits: Mapping[str, Indices]) -> None:
     """Which number stands for which class, and where the class is."""
     import pandas as pd
 

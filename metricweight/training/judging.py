@@ -1,0 +1,125 @@
+"""How good a network is: on the classes that it is chosen by, and on the test classes."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from metricweight.data.images import Images
+from metricweight.data.split import Indices
+from metricweight.models.heads import Embedder
+from metricweight.retrieval import Report, evaluate
+from metricweight.retrieval.report import EvaluationWarning
+from metricweight.training import checkpoint
+from metricweight.training.embedding import embed_images, write_embeddings
+from metricweight.training.engine import Training
+from metricweight.training.pictures import items_of, read_all
+
+
+def tested(t: Training, run: Path) -> dict[str, Report]:
+    """Reports on the test classes: raw pixels, the network as it was before the training, and the chosen one."""
+    before = checkpoint.blank(t.settings, t.images.channels)
+    before.load_state_dict(t.processes.tell(checkpoint.initial(run)["model"] if t.processes.first else None))
+    network = checkpoint.load(run)[0] if t.processes.first else checkpoint.blank(t.settings, t.images.channels)
+    network.load_state_dict(t.processes.tell(network.state_dict()))
+    started_from_weights = t.settings.model.pretrained or t.settings.model.weights is not None
+    networks = {
+        "pixels": RawPixels(),
+        "frozen" if started_from_weights else "untrained": Features(before) if started_from_weights else before,
+        "trained": network,
+    }
+    found, indices = embed_images(
+        networks, t.images, t.splits["test"], t.settings.data, t.processes, "test pictures", t.settings.precision
+    )
+    if t.processes.first:
+        write_embeddings(run / "embeddings.npz", found["trained"], t.images, indices, "test")
+    chosen = chosen_by(t)
+    models = {}
+    for name, embeddings in found.items():
+        report = judged(embeddings, t.images, indices, t.settings.ks, distributed=t.processes.size > 1)
+        data = {"source": t.settings.data.source, "stamp": t.images.stamp[:32], "seed": t.settings.data.seed}
+        stamp = {**report.stamp, "data": {**report.stamp["data"], **data}}
+        notes = report.notes
+        if name == "trained":
+            stamp["chosen"] = {"by": chosen, "step": int(t.best["step"]) if t.best else t.settings.steps}
+            if chosen == "test":
+                notes = [*notes, "Chosen on the test classes themselves: what it reaches on others is lower."]
+        models[name] = replace(report, stamp=stamp, notes=notes)
+    return models
+
+
+def check_ahead(t: Training) -> None:
+    """Does once what is done again later, so that what is wrong with the data is said before the training.
+
+    Looks at the validation classes, reads every picture that is learned from or tested on, unless damaged ones may be
+    left out, and judges random embeddings of the test pictures.
+    """
+    validate(t)
+    test = t.splits["test"]
+    if t.settings.data.damaged == "fatal":
+        read_all(t.images, np.concatenate([t.splits["train"], test]), t.processes)
+    if t.processes.first:
+        points = np.random.default_rng(0).standard_normal((len(items_of(t.images, test).first), 8), np.float32)
+        judged(points, t.images, test, t.settings.ks)
+
+
+def chosen_by(t: Training) -> str:
+    """What the network that is reported is chosen by; where there is nothing to validate on, it is the last."""
+    asked = t.settings.checkpoints.choose
+    judged = t.settings.validations and (asked == "test" or len(t.splits["validation"]))
+    return asked if judged and asked != "last" else "last"
+
+
+def validate(t: Training) -> Mapping[str, float]:
+    """What the network reaches on the classes that it is chosen by: each picture among all others."""
+    split = "test" if chosen_by(t) == "test" else "validation"
+    if not len(t.splits[split]):
+        return {}
+    found, indices = embed_images(
+        {"": t.tested}, t.images, t.splits[split], t.settings.data, t.processes, None, t.settings.precision
+    )
+    return judged(found[""], t.images, indices, [1], among_all=True, distributed=t.processes.size > 1).metrics
+
+
+def judged(
+    embeddings: NDArray[np.float32],
+    images: Images,
+    indices: Indices,
+    ks: Sequence[int] | None,
+    among_all: bool = False,
+    distributed: bool = False,
+) -> Report:
+    """By the protocol of the images, or each among all others; ks: None for those of the protocol."""
+    first, roles = items_of(images, indices).first, images.roles
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
+        if roles is None or among_all:
+            return evaluate(embeddings, images.labels[first], ks=ks, distributed=distributed)
+        labels, queries, cameras = (x[first] for x in (roles.numbers, roles.queries, roles.cameras))
+        known = cameras if (cameras >= 0).any() else None
+        return evaluate(
+            embeddings, labels, queries=queries, cameras=known, protocol=roles.protocol, ks=ks, distributed=distributed
+        )
+
+
+class RawPixels(nn.Module):
+    """What the network sees, as an embedding; at most 32 x 32, larger pictures are averaged down to it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = (min(32, side) for side in images.shape[-2:])
+        return nn.functional.adaptive_avg_pool2d(images, (height, width)).flatten(1)
+
+
+class Features(nn.Module):
+    """What a backbone knows without a head of ours: the frozen baseline."""
+
+    def __init__(self, model: Embedder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.features(images)

@@ -1,0 +1,105 @@
+"""The pictures that settings name: which there are, which are learned from, and how a network sees them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from metricweight.checks import InputError
+from metricweight.data import glyphs
+from metricweight.data.images import Held, Images, digits, from_manifest
+from metricweight.data.loader import auto_workers
+from metricweight.data.split import Indices, split_by_class
+from metricweight.data.transforms import View
+from metricweight.progress import say, track
+from metricweight.settings import DataSettings
+from metricweight.training.distributed import Processes
+
+BLOCK = 256  # pictures that are read and embedded at once
+
+
+def load_images(data: DataSettings, channels: int | None = None) -> Images:
+    """The pictures that the settings name. `channels`: what a network that is there already looks at."""
+    if data.source == "glyphs":
+        if data.shape != (glyphs.SIZE, glyphs.SIZE):
+            raise InputError(f"the glyphs are drawn {glyphs.SIZE} x {glyphs.SIZE}; data.size={data.size} cannot be.")
+        found = glyphs.load(lambda faces: track(faces, "drawing glyphs"))
+        for note in found.notes:
+            say(note)
+        say(f"glyphs: {found.merged} characters were merged into others that are drawn alike.")
+        return found.images
+    if data.source == "digits":
+        return digits(max(data.shape))
+    if data.root is None:
+        raise InputError(
+            "setting data.root is needed: a folder of class folders, a CSV with path and label, or a manifest."
+        )
+    if data.transform == "distort":
+        raise InputError("data.transform=distort is for the glyphs; use crop or none for pictures.")
+    return from_manifest(data.root, view_of(data).needed, channels or 3)
+
+
+def view_of(data: DataSettings) -> View:
+    """How a network sees pictures, by the settings."""
+    return View(data.transform, data.shape, data.pixels, data.seed)
+
+
+def splits_of(images: Images, data: DataSettings) -> dict[str, Indices]:
+    """Indices of "train", "validation" and "test": those of the data where they have a train and a test half, with
+    classes of the former held out to validate on if it has none for that; else split by class."""
+    own = images.splits
+    if not {"train", "test"} <= own.keys():
+        return split_by_class(
+            images.labels, test=data.test, validation=data.validation, order=data.order, seed=data.seed
+        )
+    splits = {"validation": np.arange(0), **own}
+    if "validation" not in own and data.validation:
+        labels = images.labels[own["train"]]
+        classes = len(np.unique(labels))
+        if classes < 4:
+            raise InputError(
+                f"{classes} training classes are too few to hold two of them out to validate on; set data.validation=0."
+            )
+        share = max(data.validation, 2 / classes)
+        held_out = split_by_class(labels, test=share, validation=0, order=data.order, seed=data.seed)
+        splits["train"], splits["validation"] = (own["train"][held_out[name]] for name in ("train", "test"))
+    return splits
+
+
+def blocks_of(indices: Indices) -> list[Indices]:
+    return np.split(indices, range(BLOCK, len(indices), BLOCK))
+
+
+class Items(NamedTuple):
+    """What is judged of some images: the images themselves, or the tracklets that they are the frames of.
+
+    of     [N] which item each image is of
+    first  [I] the first image of each item, which has its label, camera and name
+    """
+
+    of: Indices
+    first: Indices
+
+
+def items_of(images: Images, indices: Indices) -> Items:
+    """The items of the images at `indices`, in the order in which these name them first."""
+    alone = np.arange(len(indices))
+    if images.roles is None:
+        return Items(alone, indices)
+    tracklets = images.roles.tracklets[indices]
+    _, first, of = np.unique(np.where(tracklets < 0, -1 - alone, tracklets), return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return Items(place[of], indices[first[order]])
+
+
+def workers_of(images: Images, data: DataSettings) -> int:
+    """How many processes read the pictures."""
+    return auto_workers(images) if data.workers is None else data.workers
+
+
+def read_all(images: Images, indices: Indices, processes: Processes) -> None:
+    """Reads each picture once; processes share the work. Raises InputError for one that cannot be read."""
+    if not isinstance(images.picture, Held):
+        for block in track(blocks_of(indices[processes.rows(len(indices))]), "reading pictures"):
+            images.read(block)

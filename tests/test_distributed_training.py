@@ -1,0 +1,110 @@
+"""Two processes train one network by the steps that one process would take."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metricweight.training import checkpoint
+
+# a network without batch statistics: its batch normalisation is frozen
+WORDS = [
+    "data.size=16", "data.transform=crop", "model.backbone=small_cnn", "model.embedding_size=8", "data.workers=0",
+    "model.frozen_batch_norm=true", "batch.classes=4", "batch.images=3", "steps=6", "validations=2", "ks=[1]",
+    "optimizer.name=sgd", "optimizer.learning_rate=0.05", "plus=[{name: imae, weight: 0.5}]", "memory.size=20",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    draw = np.random.default_rng(1)
+    for label in range(12):
+        for number in range(3):
+            path = folder / f"class {label:02d}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (24, 20, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def command(photos, run, *more, processes=1):
+    how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    words = ["-m", "metricweight", "train", "folder", f"data.root={photos}", *WORDS, *more, "--out", str(run)]
+    return [sys.executable, *how, *words]
+
+
+def trained(photos, run, *more, processes=1):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command(photos, run, *more, processes=processes), capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run
+
+
+def learned(run):
+    state = checkpoint.latest(run)
+    return {**state["model"], **state["objective"]}
+
+
+@pytest.fixture(scope="module")
+def alone(photos, tmp_path_factory):
+    return trained(photos, tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.mark.parametrize("more", [[], ["batch.chunk=2"], ["batch.accumulate=1"]], ids=["whole", "chunks", "plain"])
+def test_two_processes_come_to_the_weights_of_one(photos, alone, tmp_path, more):
+    two = trained(photos, tmp_path / "two", *more, processes=2)
+    expected, found, initial = learned(alone), learned(two), checkpoint.initial(alone)["model"]
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.allclose(found[name].double(), value.double(), rtol=0, atol=1e-6), name
+    moved = max(float((value - expected[name]).abs().max()) for name, value in initial.items())
+    assert moved > 1e-3  # they all moved much more than they differ
+    assert not list(two.glob("*.1")) and len(list(two.glob("metrics.jsonl"))) == 1
+
+
+def test_two_processes_report_as_one_does(photos, alone, tmp_path):
+    two = trained(photos, tmp_path / "two", processes=2)
+    reports = [json.loads((run / "report.json").read_text())["models"] for run in (alone, two)]
+    assert reports[0]["pixels"] == reports[1]["pixels"]
+    for name in ("untrained", "trained"):
+        numbers = [report[name]["test"]["map@r"] for report in reports]
+        assert numbers[0] == pytest.approx(numbers[1], abs=1e-3)
+    losses = [[json.loads(line).get("loss") for line in (run / "metrics.jsonl").open()] for run in (alone, two)]
+    assert len(losses[0]) == len(losses[1]) == 8
+    for a, b in zip(*losses, strict=True):
+        assert a == b is None or a == pytest.approx(b, abs=1e-5)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(photos, tmp_path):
+    done = subprocess.run(
+        command(photos, tmp_path / "run", "batch.classes=3", processes=2), capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "9" in done.stderr and "2 processes" in done.stderr
+
+
+def test_when_a_process_is_lost_all_end_and_the_run_goes_on_later(photos, tmp_path):
+    run = tmp_path / "run"
+    more = ["steps=100000", "checkpoints.every=1"]
+    process = subprocess.Popen(
+        command(photos, run, *more, processes=2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while len(list(run.glob("checkpoints/*.pt"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[-1]), signal.SIGKILL)
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode != 0, out
+    state = checkpoint.latest(run)
+    assert state["step"] >= 2

@@ -1,0 +1,190 @@
+"""A training that is killed goes on to the weights that it would have come to."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metricweight.checks import InputError
+from metricweight.settings import read
+from metricweight.training import checkpoint
+from metricweight.training.loop import train
+
+# everything that has a state: a classifier, a memory, attention, an average, momentum, a schedule, drawn crops
+WORDS = [
+    "data.size=16", "data.transform=crop", "model.backbone=small_cnn", "model.embedding_size=8", "data.workers=0",
+    "batch.classes=4", "batch.images=2", "steps=24", "validations=2", "checkpoints.every=1", "checkpoints.keep=3",
+    "loss.name=online_soft_mining", "attention.form=poster", "plus=[{name: proselflc, weight: 0.3}]",
+    "memory.size=32", "memory.start=3", "optimizer.name=sgd", "optimizer.learning_rate=0.01", "ema=0.9",
+    "optimizer.schedule=steps", "optimizer.milestones=[10,20]", "batch.accumulate=2", "ks=[1]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    draw = np.random.default_rng(0)
+    for label in range(16):
+        mean = draw.integers(0, 256, (1, 1, 3))
+        for number in range(4):
+            path = folder / f"class {label:02d}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = draw.integers(-60, 60, (24, 20, 3))
+            Image.fromarray((mean + noise).clip(0, 255).astype(np.uint8)).save(path)
+    return folder
+
+
+def words(photos, *more):
+    return [f"data.root={photos}", *WORDS, *more]
+
+
+def weights(run):
+    """All that was learned: of the last state, and of the network that is tested."""
+    state = checkpoint.latest(run)
+    found = [state["model"], state["objective"], state["average"], checkpoint.load(run)[2]["model"]]
+    optimizer = [value for part in state["optimizer"]["state"].values() for value in part.values()]
+    return [*(tensor for part in found for tensor in part.values()), *optimizer]
+
+
+def same(a, b):
+    return len(a) == len(b) > 0 and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(photos, tmp_path_factory):
+    return train(read("folder", words(photos)), "folder", tmp_path_factory.mktemp("runs") / "whole")
+
+
+def start(photos, run, *more):
+    command = [sys.executable, "-m", "metricweight", "train", "folder", *words(photos, *more)]
+    return subprocess.Popen(
+        [*command, "--out", str(run), "--resume"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(photos, uninterrupted, tmp_path):
+    run, kills, draw = tmp_path / "killed", 0, random.Random(0)
+    while True:
+        process = start(photos, run)
+        target = draw.randrange(1, 7)  # that many more checkpoints, and then some moment in the next step
+        seen = set(run.glob("checkpoints/*.pt"))
+        while process.poll() is None and len(set(run.glob("checkpoints/*.pt")) - seen) < min(target, 3):
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.1)
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        assert kills < 40
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert kills >= 3
+    assert same(weights(run), weights(uninterrupted))
+    numbers = [json.loads((folder / "report.json").read_text())["models"] for folder in (run, uninterrupted)]
+    assert numbers[0] == numbers[1]
+    assert not list(run.glob("checkpoints/.*"))  # nothing half written is left
+
+
+@pytest.fixture
+def stopped(photos, tmp_path, monkeypatch):
+    """A run that was stopped after 12 steps."""
+    from metricweight.training import loop
+
+    class Killed(BaseException):
+        pass
+
+    own = loop.update
+
+    def until_12(t):
+        own(t)
+        if t.step == 13:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "update", until_12)
+        train(read("folder", words(photos)), "folder", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_goes_on_where_it_was_and_its_log_has_each_step_once(photos, stopped, uninterrupted, capfd):
+    train(read("folder", words(photos)), "folder", stopped, resume=True)
+    assert "goes on after step 12 of 24" in capfd.readouterr().out
+    assert same(weights(stopped), weights(uninterrupted))
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (stopped, uninterrupted)]
+    assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]]
+    assert [line.get("loss") for line in logs[0]] == [line.get("loss") for line in logs[1]]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(photos, stopped, uninterrupted, capfd):
+    newest = sorted(stopped.glob("checkpoints/*.pt"))[-1]
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1  # one bit
+    newest.write_bytes(data)
+    train(read("folder", words(photos)), "folder", stopped, resume=True)
+    out = capfd.readouterr().out
+    assert f"{newest} is damaged" in out
+    assert "goes on after step 11 of 24" in out
+    assert same(weights(stopped), weights(uninterrupted))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optimizer.learning_rate=0.02", r"optimizer.learning_rate was 0.01, and is 0.02"),
+        ("batch.images=3", r"batch.images was 2, and is 3"),
+        ("plus=[]", r"plus was"),
+        ("seed=1", r"seed was 0, and is 1.*metricweight train \S+/settings.yaml --out \S+ --resume"),
+    ],
+)
+def test_a_setting_that_changed_is_refused_with_what_it_was(photos, stopped, word, message):
+    with pytest.raises(InputError, match=message):
+        train(read("folder", words(photos, word)), "folder", stopped, resume=True)
+
+
+def test_other_pictures_are_refused_and_what_changes_no_number_is_not(photos, stopped, uninterrupted, tmp_path):
+    other = tmp_path / "other"
+    os.symlink(photos, other)
+    train(read("folder", [*words(photos), f"data.root={other}", "data.workers=1"]), "folder", stopped, resume=True)
+    assert same(weights(stopped), weights(uninterrupted))
+    changed = tmp_path / "changed"
+    subprocess.run(["cp", "-r", photos, changed], check=True)
+    (changed / "class 03" / "1.png").unlink()
+    with pytest.raises(InputError, match="the pictures, labels or splits of .*changed are others"):
+        train(read("folder", [*words(photos), f"data.root={changed}"]), "folder", stopped, resume=True)
+
+
+def test_a_full_disk_is_said_and_what_was_saved_is_gone_on_with(photos, stopped, uninterrupted, monkeypatch):
+    own = torch.save
+
+    def full(state, file):
+        if state.get("step") == 15:
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        own(state, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(InputError, match=r"step 15 cannot be written .*No space left on device.*--resume"):
+            train(read("folder", words(photos)), "folder", stopped, resume=True)
+    train(read("folder", words(photos)), "folder", stopped, resume=True)
+    assert same(weights(stopped), weights(uninterrupted))
+
+
+def test_only_the_last_states_and_the_first_are_kept(uninterrupted):
+    names = [path.stem for path in sorted(uninterrupted.glob("checkpoints/*.pt"))]
+    assert names == ["00000000", "00000022", "00000023", "00000024"]
+
+
+def test_to_go_on_needs_the_folder(photos):
+    with pytest.raises(InputError, match="--resume goes on with the run in --out: give --out"):
+        train(read("folder", words(photos)), "folder", resume=True)
