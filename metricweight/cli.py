@@ -125,7 +125,14 @@ def emphasis(
 
 @app.command()
 def embed(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="RUN|BACKBONE", help="Folder of a run, a checkpoint in it, or, for its features without "
+                       "any training, a name that `metricweight options backbones` lists."),
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Of a backbone, such as model.pretrained=true data.size=224.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="glyphs, digits, a folder of class folders, a CSV with path and label, or a manifest.",
@@ -136,14 +143,25 @@ def embed(
         typer.Option(help="train, validation, test or all.", show_default="test; all for other data"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File to write.", show_default="RUN/embeddings[-DATA][-SPLIT].npz")
+        Path | None,
+        typer.Option(help="File to write.",
+                     show_default="RUN/embeddings[-STEP][-DATA][-SPLIT].npz, BACKBONE-DATA[-SPLIT].npz"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="The mean of each picture's and its mirror image's embedding.")
+    ] = False,
+    shards: Annotated[
+        bool, typer.Option("--shards", help="Leave the parts in a folder OUT, which `metricweight evaluate` reads.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:  # fmt: skip
-    """Write the embeddings of pictures, by the network of a run."""
+    """Write the embeddings of pictures, by the network of a run or by a backbone as it is.
+
+    What was stopped goes on with the same command. Started by `torchrun -m metricweight embed ...`, all share the work.
+    """
     from metricweight.training.embedding import embed
 
-    embed(run, data, split, out, overwrite)
+    embed(what, settings or [], data, split, out, overwrite, flip, shards)
 
 
 @app.command()

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from metricweight.checks import InputError, nearest
 from metricweight.data.sampler import SamplerRule
 from metricweight.data.transforms import PixelsName, TransformName
-from metricweight.emphasis import Weighting
-from metricweight.losses.table import LOSSES, Loss
-from metricweight.models.heads import Level, Pooling
+from metricweight.emphasis import UnitMean, Weighting, chain
+from metricweight.losses.table import LOSSES, DerivativeLoss, Loss
+from metricweight.models.backbones import Level
+from metricweight.models.pooling import Pooling
 from metricweight.recipes import recipes
 
 KINDS = ("pair", "example", "target")
@@ -73,7 +74,7 @@ class ModelSettings(_Strict):
     layer_norm: bool = Field(False, description="features to zero mean and unit variance before the linear layer")
     last_stride: int = Field(2, ge=1, le=2, description="of a ResNet's last stage; 1 keeps larger maps, for people")
     frozen: list[str] = Field([], description="parts of the backbone that stay as they are, such as [conv1,layer1]")
-    frozen_batch_norm: bool = Field(False, description="batch normalisation keeps the statistics that it starts with")
+    frozen_batch_norm: bool = Field(False, description="batch normalisation keeps its statistics, scale and offset")
 
     @field_validator("weights")
     @classmethod
@@ -271,12 +272,19 @@ def resolve(values: Mapping[str, Any]) -> Settings:
 
 def build(part: Mapping[str, Any]) -> nn.Module:
     """The loss of a name and its arguments, as settings have them at one step."""
-    return LOSSES[part["name"]].build(**arguments(part))
+    row = LOSSES[part["name"]]
+    return DerivativeLoss(example_weighting(part)) if row.kind == "example" else row.build(**arguments(part))
+
+
+def example_weighting(part: Mapping[str, Any]) -> Weighting:
+    """The weighting of a loss of kind "example"; `normalise` scales a batch's weights to mean 1."""
+    made: Weighting = LOSSES[part["name"]].make(**arguments(part))
+    return chain(made, UnitMean()) if part.get("normalise") else made
 
 
 def arguments(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a loss of the settings: what stands beside its name, and its weight in a sum."""
-    return {key: value for key, value in part.items() if key not in ("name", "weight")}
+    """Those of a loss of the settings: what stands beside its name, its weight in a sum, and `normalise`."""
+    return {key: value for key, value in part.items() if key not in ("name", "weight", "normalise")}
 
 
 def at(part: Mapping[str, Any], progress: float) -> dict[str, Any]:
@@ -367,8 +375,7 @@ def weighting(spec: str) -> Weighting:
     problems = _problems(arguments, values, [prefix + key for key in _keys(arguments)], prefix)
     if problems:
         raise InputError("\n".join(problems))
-    made: Weighting = LOSSES[name].make(**arguments.model_validate(values).model_dump())
-    return made
+    return example_weighting({"name": name, **arguments.model_validate(values).model_dump()})
 
 
 def weighting_spec(settings: Settings) -> str:
@@ -453,15 +460,18 @@ def _without_name(loss: Mapping[str, Any]) -> dict[str, Any]:
 
 def _defaults(row: Loss, short: bool = False) -> list[str]:
     """The arguments of a loss that are settings, as words; `short`: numbers to four digits."""
-    values = {key: row.defaults[key] for key in _keys(_arguments(row))}
+    values = {key: field.default for key, field in _arguments(row).model_fields.items()}
     rounded = {key: f"{value:.4g}" for key, value in values.items() if short and isinstance(value, float)}
     return [f"{key}={_word(value)}" for key, value in {**values, **rounded}.items()]
 
 
 def _arguments(row: Loss) -> type[BaseModel]:
-    """The settings of a loss beside its name: the arguments of what makes it, but for tensors and modules."""
+    """The settings of a loss beside its name: the arguments of what makes it, but for tensors and modules; and of one
+    that weighs examples, whether the weights of a batch are scaled to mean 1."""
     parameters = inspect.signature(row.make, eval_str=True).parameters.values()
     fields: dict[str, Any] = {p.name: (p.annotation, p.default) for p in parameters if _is_plain(p.annotation)}
+    if row.kind == "example":
+        fields["normalise"] = (bool, False)
     return create_model(row.name, __base__=_Strict, **fields)
 
 

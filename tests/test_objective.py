@@ -223,8 +223,8 @@ def test_a_training_of_one_step_is_at_the_start_of_what_moves():
 def test_moving_numbers_are_settings_that_read_back_as_themselves(tmp_path):
     words = ["loss.name=dm", "loss.mode=[0,0.5]", "weighting={name: gce, q: [0.2, 1]}"]
     settings = read("glyphs", words)
-    assert settings.loss == {"name": "dm", "mode": [0.0, 0.5], "beta": 8.0}
-    assert settings.weighting == {"name": "gce", "q": [0.2, 1.0], "k": None}
+    assert settings.loss == {"name": "dm", "mode": [0.0, 0.5], "beta": 8.0, "normalise": False}
+    assert settings.weighting == {"name": "gce", "q": [0.2, 1.0], "k": None, "normalise": False}
     assert "loss.mode=[0.0,0.5]" in explain(settings)
     assert weighting_spec(settings) == "dm:mode=0.5"  # what it comes to
     (tmp_path / "own.yaml").write_text(settings.yaml())

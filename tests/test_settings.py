@@ -64,7 +64,7 @@ def test_the_loss_is_built_with_its_settings():
         ("glyphs", ["loss.margin=wide"], "setting loss.margin: should be a valid number.*got 'wide'"),
         ("glyphs", ["loss.gallery=open"], "setting loss.gallery: should be 'fixed' or 'free'; got 'open'"),
         ("glyphs", ["loss.name=ranked_lost"], "'ranked_lost' is not a loss; did you mean ranked_list?"),
-        ("glyphs", ["loss.name=imae", "loss.margin=0.3"], r"^unknown setting loss.margin; did you mean loss.name\?$"),
+        ("glyphs", ["loss.name=imae", "loss.margin=0.3"], r"^unknown setting loss.margin; did you mean loss.normalise\?$"),
         ("glyphs", ["loss.name=imae", "loss.temprature=4"], r"loss.temprature; did you mean loss.temperature\?"),
         ("glyphs", ["loss.name=online_soft_mining", "loss.attention=1"], "unknown setting loss.attention"),
         ("glyphs", ["loss.name=dm", "loss.mode=1.5"], r"Emphasis mode is a probability in \[0, 1\), got 1.5"),
@@ -107,11 +107,12 @@ def test_every_loss_can_be_chosen_and_its_settings_read_back_as_themselves(name,
 
 def test_another_loss_leaves_the_arguments_of_the_recipes_loss_behind(tmp_path):
     (tmp_path / "own.yaml").write_text("data: {source: glyphs}\nloss: {name: dm, beta: 3, mode: 0.5}\n")
-    own = str(tmp_path / "own.yaml")
-    assert read(own, ["loss.name=normal"]).loss == {"name": "normal", "mode": 0.5, "beta": 8.0}  # its own defaults
-    assert read(own, ["loss.beta=2", "loss.name=exponential"]).loss == {"name": "exponential", "beta": 2.0}
-    assert read(own, ["loss.name=dm"]).loss == {"name": "dm", "mode": 0.5, "beta": 3.0}  # not another: nothing is lost
-    assert read(own, ["loss.name=mae", "loss.name=dm"]).loss == {"name": "dm", "mode": 0.5, "beta": 3.0}
+    own, plain = str(tmp_path / "own.yaml"), {"normalise": False}
+    assert read(own, ["loss.name=normal"]).loss == {"name": "normal", "mode": 0.5, "beta": 8.0, **plain}  # its own
+    assert read(own, ["loss.beta=2", "loss.name=exponential"]).loss == {"name": "exponential", "beta": 2.0, **plain}
+    given = {"name": "dm", "mode": 0.5, "beta": 3.0, **plain}
+    assert read(own, ["loss.name=dm"]).loss == given  # not another: nothing is lost
+    assert read(own, ["loss.name=mae", "loss.name=dm"]).loss == given
     with pytest.raises(InputError, match=r"unknown setting loss\.beta"):  # a word is never dropped
         read(own, ["loss.name=imae", "loss.beta=2"])
 
@@ -143,6 +144,7 @@ def test_what_only_python_can_give_is_no_setting():
 def test_a_loss_is_explained_with_words_that_choose_it(name):
     words = [line.strip() for line in explain_loss(name).splitlines() if line.startswith("  loss.")]
     own = {key: value for key, value in LOSSES[name].defaults.items() if key != "attention"}
+    own |= {"normalise": False} if LOSSES[name].kind == "example" else {}
     assert read("glyphs", words).loss == {"name": name, **own}
 
 
@@ -152,7 +154,7 @@ def test_the_list_of_losses_has_a_line_each_and_fits_a_terminal():
     for line, row in zip(lines[1:], LOSSES.values(), strict=True):
         assert row.weights in line
         assert row.paper in line
-    assert any(line.endswith("q=0.7 k=null") for line in lines)
+    assert any(line.endswith("q=0.7 k=null normalise=false") for line in lines)
     narrow = list_losses(120)
     assert max(map(len, narrow.splitlines())) <= 120
     assert sorted(narrow.split()) == sorted(list_losses().split())  # wrapped, not cut
@@ -191,3 +193,23 @@ def test_the_dimension_that_a_loss_asks_for_is_that_of_the_embeddings():
     words = ["loss.name=triplet", "loss.mining=distance_weighted", "model.embedding_size=48"]
     assert read("glyphs", words).loss["dim"] == 48
     assert read("glyphs", [*words, "loss.dim=64"]).loss["dim"] == 64
+
+
+def test_weights_of_examples_can_be_scaled_to_mean_one_in_each_batch():
+    import torch
+
+    logits, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 1])
+
+    def gradient(words):
+        x = logits.double().requires_grad_()
+        read("digits", words).build_loss()(x, labels).backward()
+        return x.grad
+
+    words = ["loss.name=dm", "loss.mode=0.5", "loss.beta=4"]
+    p = logits.double().softmax(1)[torch.arange(6), labels]
+    weights = torch.exp(4 * p * (1 - p))
+    plain, scaled = gradient(words), gradient([*words, "loss.normalise=true"])
+    assert torch.allclose(plain.abs().sum(1), weights / 6)
+    assert torch.allclose(scaled.abs().sum(1), weights / weights.sum())  # sum_i w_i g_i / sum_k w_k
+    with pytest.raises(InputError, match=r"unknown setting loss.normalise"):
+        read("digits", ["loss.name=ranked_list", "loss.normalise=true"])

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,6 +19,9 @@ Array = NDArray[Any]
 
 TABLES = (".csv", ".parquet")
 ROLES = {"camera": "cameras", "query": "queries"}  # column of a table -> array of an .npz file
+PARTS = "part-[0-9][0-9][0-9][0-9][0-9].npz"  # files of a folder that holds embeddings in parts
+OF_EACH = ("labels", "names", *ROLES.values())  # arrays with an entry for each embedding
+OF_PARTS = ("stamp", "part")  # arrays that parts have and the whole has not
 
 
 class Embeddings(NamedTuple):
@@ -46,7 +50,8 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
 
     path          .npz with the arrays `embeddings` and `labels`; .npy, with `labels` in a file of their own; .csv or
                   .parquet with a label column, and the embedding in numbered columns (e0, e1, ...), else in all other
-                  columns if they are floats, or, in .parquet, in one column of lists; or the folder of a run
+                  columns if they are floats, or, in .parquet, in one column of lists; or the folder of a run, or of
+                  parts that `metricweight embed --shards` wrote
     labels        .npy, .csv or .parquet with a label column, or .txt with a label per line
     label_column  what that column is called; None: label
 
@@ -59,7 +64,8 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
     """
     if (path / "embeddings.npz").is_file():
         path = path / "embeddings.npz"
-    for file in filter(None, (path, labels)):
+    in_parts = path.is_dir() and any(path.glob(PARTS))
+    for file in filter(None, (None if in_parts else path, labels)):
         if not file.is_file():
             raise InputError(f"{file} is a folder; give a file in it." if file.is_dir() else f"{file} is not there.")
     if label_column is not None and (labels or path).suffix.lower() not in TABLES:
@@ -68,7 +74,7 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
     split, protocol = "all", None
     own: Array | None = None
     more: dict[str, Array] = {}
-    suffix = path.suffix.lower()
+    suffix = "" if in_parts else path.suffix.lower()
     if suffix in TABLES:
         table = _table(path, label_column)
         if labels is None:
@@ -76,8 +82,8 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
         more = _roles(table, path)
         numbers = table.drop(columns=[label_column, *ROLES], errors="ignore")
         embeddings, what = _embedding_columns(numbers, path)
-    elif suffix == ".npz":
-        arrays = _numpy(path)
+    elif suffix == ".npz" or in_parts:
+        arrays = parts(path) if in_parts else _numpy(path)
         if "embeddings" not in arrays or ("labels" not in arrays and labels is None):
             raise InputError(
                 f"{path} holds {', '.join(arrays) or 'nothing'}; needed: embeddings and labels "
@@ -103,6 +109,65 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
     return Embeddings(embeddings, own, more.get("cameras"), queries, split, f"{what} of {path}.", protocol)
 
 
+def part_name(number: int) -> str:
+    return f"part-{number:05d}.npz"
+
+
+def parts(folder: Path, scratch: Path | None = None) -> dict[str, Array]:
+    """The arrays of a folder of parts, as one .npz file would hold them.
+
+    Each part is an .npz file that has, beside embeddings and what is known of them, `part`, its number and how many
+    there are, and `stamp`, which is the same in parts of the same embeddings.
+
+    scratch  a file to lay the embeddings in, so that they need not fit in memory
+
+    Raises InputError, with its number, for a part that is missing, damaged, or of other embeddings than the first.
+    """
+    small = _without_embeddings(folder)
+    lengths = [len(part["labels"]) for part in small]
+    whole = {
+        name: np.concatenate([part[name] for part in small]) if name in OF_EACH else value
+        for name, value in small[0].items()
+        if name not in OF_PARTS
+    }
+    embeddings: Array = np.empty((0, 0), np.float32)
+    start = 0
+    for number in np.flatnonzero(lengths).tolist():  # a part of damaged pictures alone has none
+        rows = _numpy(folder / part_name(number))["embeddings"]
+        if not start:
+            shape = (sum(lengths), rows.shape[1])
+            new = np.empty if scratch is None else partial(np.lib.format.open_memmap, scratch, "w+")
+            embeddings = new(dtype=rows.dtype, shape=shape)
+        embeddings[start : start + len(rows)] = rows
+        start += len(rows)
+    return {"embeddings": embeddings, **whole}
+
+
+def _without_embeddings(folder: Path) -> list[dict[str, Array]]:
+    """The other arrays of each part, which are few; and all parts are there and belong together."""
+    found = {int(path.stem.removeprefix("part-")): path for path in folder.glob(PARTS)}
+    lowest = min(found)
+    first = _numpy(found[lowest], without="embeddings")
+    if not {"labels", *OF_PARTS} <= first.keys():
+        raise InputError(f"{found[lowest]} is not a part that `metricweight embed --shards` wrote; take it away.")
+    count = int(first["part"][1])
+    small = []
+    for number in range(max(count, *(n + 1 for n in found))):
+        if number not in found:
+            raise InputError(
+                f"{folder}: part {number} is missing, of {count} that begin with part 0; give metricweight embed the "
+                "same command again, and it makes what is missing."
+            )
+        part = _numpy(found[number], without="embeddings")
+        if str(part.get("stamp")) != str(first["stamp"]) or part["part"].tolist() != [number, count]:
+            raise InputError(
+                f"{folder}: part {number} is of other embeddings than part {lowest}; take it away, or make all anew "
+                "with metricweight embed and --overwrite."
+            )
+        small.append(part)
+    return small
+
+
 def _roles(table: "pd.DataFrame", path: Path) -> dict[str, Array]:
     """The columns of a table that say who searches for whom, by the name of their array."""
     found = {name: table[column].to_numpy() for column, name in ROLES.items() if column in table}
@@ -119,15 +184,15 @@ def _yes_or_no(queries: Array, path: Path) -> Array:
     raise InputError(f"{path}: which items are queries must be true or false, or 1 or 0.")
 
 
-def _numpy(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz file by name, or that of an .npy file under ''."""
+def _numpy(path: Path, without: str | None = None) -> dict[str, Array]:
+    """The arrays of an .npz file by name, but one that is not needed, or that of an .npy file under ''."""
     try:
         mapped: Literal["r"] | None = "r" if path.suffix.lower() == ".npy" else None
         loaded = np.load(path, mmap_mode=mapped, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
-            return {name: loaded[name] for name in loaded.files}
+            return {name: loaded[name] for name in loaded.files if name != without}
     except Exception as error:  # a damaged file fails in many ways, all of them meaning the same
         if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise InputError(f"{path} holds Python objects, which are not loaded; save .astype(str) of them.") from None

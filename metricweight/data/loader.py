@@ -6,7 +6,7 @@ import signal
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -84,7 +84,7 @@ def batches(
     pin: bool = False,
     damaged: Damaged = "fatal",
     cache: Path | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches that are wanted, in their order; the same numbers for any number of workers.
 
     workers  processes that read and change pictures, and stay until the last batch; 0: threads of this one
@@ -234,7 +234,7 @@ class Cache:
         return f"1 {self.view.transform} {self.view.shape} {torch.__version__} {pillow_version}"
 
 
-def _by_threads(reader: Reader, wanted: Iterable[Wanted], pin: bool) -> Iterator[Batch]:
+def _by_threads(reader: Reader, wanted: Iterable[Wanted], pin: bool) -> Generator[Batch, None, None]:
     """One thread makes the next batch while this one is used; pictures in files are read by several."""
     with (
         ThreadPoolExecutor(1, thread_name_prefix="batch") as one,
@@ -282,7 +282,7 @@ class _Made(Dataset[Any]):
             )
 
 
-def _by_processes(reader: Reader, wanted: Iterable[Wanted], workers: int, pin: bool) -> Iterator[Batch]:
+def _by_processes(reader: Reader, wanted: Iterable[Wanted], workers: int, pin: bool) -> Generator[Batch, None, None]:
     """Processes make the batches in turn, AHEAD of them each before they are asked for."""
     loader: DataLoader[Any] = DataLoader(
         _Made(reader),

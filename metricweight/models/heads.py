@@ -114,7 +114,7 @@ def embedder(
     layer_norm          see Head
     frozen              parts of the backbone, by the names of modules or parameters there, or `backbone` for all of
                         it: they get no gradient and stay in evaluation mode, so that their statistics do not move.
-                        Frozen parts that nothing learned comes before build no graph
+                        Frozen parts with nothing learned below them build no graph
     frozen_batch_norm   all batch normalisation of the backbone keeps its statistics, its scale and its offset
 
     Random numbers are drawn for the backbone first, then for the linear layers, low to high.

@@ -179,6 +179,7 @@ def load(run: Path) -> tuple[Embedder, Settings, State]:
         settings = resolve(state["settings"])
         model = blank(settings, state["channels"])
         model.load_state_dict(state["model"])
+        model.origin = dict(state["origin"])
     except (RuntimeError, KeyError) as error:
         raise InputError(f"{path} does not fit this version of metricweight: {error}") from None
     return model.eval(), settings, state

@@ -1,66 +1,313 @@
 """From pictures to embeddings, and what is written down of them."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from metricweight.checks import InputError
-from metricweight.data.images import Images
-from metricweight.data.loader import Wanted, batches
+from metricweight.checks import InputError, Interrupted, nearest
+from metricweight.data.embeddings import PARTS, part_name, parts
+from metricweight.data.images import Files, Images
+from metricweight.data.loader import Batch, Wanted, batches
 from metricweight.data.split import Indices
 from metricweight.files import write_arrays
+from metricweight.models.backbones import BACKBONES
+from metricweight.models.heads import Embedder, embedder
+from metricweight.models.weights import checksum
 from metricweight.progress import say, track
-from metricweight.settings import DataSettings
+from metricweight.settings import DataSettings, Settings, read, resolve
 from metricweight.training import checkpoint
-from metricweight.training.distributed import Processes
+from metricweight.training.distributed import Processes, joined
 from metricweight.training.engine import autocast
-from metricweight.training.pictures import blocks_of, items_of, load_images, splits_of, view_of, workers_of
+from metricweight.training.pictures import BLOCK, blocks_of, items_of, load_images, splits_of, view_of, workers_of
 
 SPLITS = ("train", "validation", "test")
+PART = 16 * BLOCK  # pictures that are embedded before they are written down
 
 
-def embed(run: Path, data: str | None, split: str | None, out: Path | None, overwrite: bool) -> Path:
-    """Writes the embeddings of pictures, by the network of a run, and returns the file.
+class Asked(NamedTuple):
+    """What is to be embedded, by what.
 
-    data   "glyphs", "digits", a folder of class folders, a CSV or a manifest; None: the data of the run
-    split  "train", "validation", "test" or "all"; None: test for the data of the run and for data that have a test half
-           of their own, all for other data
-    out    an .npz file; None: RUN/embeddings[-DATA][-SPLIT].npz, without DATA for that of the run, without SPLIT if
-           it was not given
+    settings  with the data that are to be embedded
+    model     None: the backbone of the settings, whose channels are those of the pictures
+    channels  of the pictures that the model looks at, where there is a model
+    stem      where the embeddings go if nothing is said, without the split and without .npz
+    own       the data are those that the model was trained on
+    """
+
+    settings: Settings
+    model: Embedder | None
+    channels: int | None
+    stem: Path
+    own: bool
+
+
+def embed(
+    what: str,
+    words: Sequence[str] = (),
+    data: str | None = None,
+    split: str | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    flip: bool = False,
+    shards: bool = False,
+) -> Path:
+    """Writes the embeddings of pictures, by the network of a run or by a backbone without training, and returns where.
+
+    what    folder of a run, a checkpoint in it, or the name of a backbone
+    words   settings of a backbone, which are those of the recipe `folder` but for the features as they are, and
+            pictures of the size that the backbone was made for
+    data    "glyphs", "digits", a folder of class folders, a CSV or a manifest; None: the data of the run
+    split   "train", "validation", "test" or "all"; None: test for the data of the run and for data that have a test
+            half of their own, all for other data
+    out     an .npz file, or a folder of parts; None: RUN/embeddings[-STEP][-DATA][-SPLIT].npz, without DATA for that of
+            the run, without SPLIT if it was not given; or BACKBONE-DATA[-SPLIT].npz
+    flip    the mean of each picture's and its mirror image's embedding
+    shards  leave the parts in a folder as they are
+
+    Parts of PART pictures are written to OUT.parts, or to the folder `out`, and what was stopped goes on after them.
+    Parts of another network, of other pictures or settings are not mixed: InputError, or they are made anew where
+    `overwrite` says that what is there may go. Started by torchrun, processes share the work.
     """
     if split not in (*SPLITS, "all", None):
         raise InputError(f"--split is {', '.join(SPLITS)} or all, got '{split}'.")
-    model, settings, state = checkpoint.load(run)
-    channels = state["channels"]
+    asked = _asked(what, words, data)
+    stem = asked.stem.name if split is None else f"{asked.stem.name}-{split}"
+    out = out or asked.stem.with_name(stem if shards else f"{stem}.npz")
+    _check_free(out, shards, overwrite)
+    settings = asked.settings
+    with joined(settings.device) as processes:
+        images = load_images(settings.data, asked.channels)
+        if asked.channels not in (None, images.channels):
+            raise InputError(f"the network of {what} looks at {_colour(asked.channels)} pictures; {data} has others.")
+        split = split or ("test" if asked.own or "test" in images.splits else "all")
+        indices = np.arange(len(images)) if split == "all" else splits_of(images, settings.data)[split]
+        if not len(indices):
+            raise InputError(f"there are no {split} classes, since data.{split}={getattr(settings.data, split)}.")
+        model = asked.model or _backbone(settings, images.channels)
+        _embed(model, settings, images, indices, split, flip, out, shards, overwrite, processes)
+    return out
+
+
+def _asked(what: str, words: Sequence[str], data: str | None) -> Asked:
+    """Finds what is meant by the first word of a command line, and what is to be embedded by it."""
+    path = Path(what)
+    if path.is_file() or (path / "checkpoint.pt").is_file():
+        if words:
+            raise InputError(f"{words[0]}: a run has its own settings; words are for a backbone.")
+        return _of_run(path, data)
+    if what in BACKBONES or what.startswith("timm:"):
+        return _of_backbone(what, words, data)
+    raise InputError(
+        f"{what} holds no checkpoint.pt, and is neither a checkpoint nor a backbone{nearest(what, BACKBONES)} Give the "
+        f"folder that `metricweight train` wrote, a checkpoint in it, or one of {', '.join(BACKBONES)}, timm:NAME."
+    )
+
+
+def _of_run(path: Path, data: str | None) -> Asked:
+    model, settings, channels = _loaded(path)
     source = settings.data if data is None else _other(settings.data, data)
     own = (source.source, source.root) == (settings.data.source, settings.data.root)
-    named = [] if own else [source.root.stem if source.root else source.source]
-    out = out or run / ("-".join(["embeddings", *named, *filter(None, [split])]) + ".npz")
-    if out.suffix != ".npz":
+    state = path if path.is_file() and path.name != "checkpoint.pt" else None
+    folder = path if path.is_dir() else path.parent
+    home = folder.parent if folder.name == checkpoint.STATES else folder
+    names = ["embeddings", *([state.stem] if state else []), *([] if own else [_name(source)])]
+    device = "cpu" if settings.device == "cpu" else "auto"  # it may have been trained elsewhere
+    settings = settings.model_copy(update={"data": source, "device": device})
+    return Asked(settings, model, channels, home / "-".join(names), own)
+
+
+def _loaded(path: Path) -> tuple[Embedder, Settings, int]:
+    """The network of a run, or of the state of a training: its average, if it has one."""
+    if path.is_dir():
+        model, settings, state = checkpoint.load(path)
+        return model, settings, state["channels"]
+    state = checkpoint._read(path)
+    try:
+        settings = resolve(state["settings"])
+        model = checkpoint.blank(settings, state["channels"])
+        average = state.get("average") or {}
+        weights = {name.removeprefix("module."): x for name, x in average.items() if name.startswith("module.")}
+        model.load_state_dict(weights or state["model"])
+    except (RuntimeError, KeyError) as error:
+        raise InputError(f"{path} does not fit this version of metricweight: {error}") from None
+    return model.eval(), settings, state["channels"]
+
+
+def _of_backbone(name: str, words: Sequence[str], data: str | None) -> Asked:
+    if data is None:
+        raise InputError(f"{name} is a backbone, which has no data of its own; say what it shall embed with --data.")
+    for word in words:
+        if word.startswith(("data.root=", "data.source=", "model.backbone=", "model.embedding_size=")):
+            raise InputError(
+                f"{word} cannot be set here: --data says what is embedded, the first word by which backbone, and the "
+                "embeddings are its features as they are."
+            )
+    size = BACKBONES[name].size if name in BACKBONES else 224
+    own = [f"model.backbone={name}", "model.embedding_size=null"]
+    settings = read("folder", [f"data.size={size}", *words, *own])
+    settings = settings.model_copy(update={"data": _other(settings.data, data)})
+    return Asked(settings, None, None, Path(re.sub(r"[^\w.-]+", "-", f"{name}-{_name(settings.data)}")), own=False)
+
+
+def _backbone(settings: Settings, channels: int) -> Embedder:
+    torch.manual_seed(settings.seed)
+    model = embedder(channels, **settings.model.model_dump())
+    start = model.origin.get("weights", "random weights; model.pretrained=true or model.weights=FILE gives others")
+    say(f"{settings.model.backbone} as it is: {start}.")
+    return model
+
+
+def _check_free(out: Path, shards: bool, overwrite: bool) -> None:
+    if shards and out.suffix == ".npz":
+        raise InputError(f"--shards makes a folder; give another --out than {out}.")
+    if not shards and out.suffix != ".npz":
         raise InputError(f"--out must be an .npz file, got {out}.")
-    if out.exists() and not overwrite:
+    if shards and out.is_file():
+        raise InputError(f"{out} is a file; --shards makes a folder, so choose another --out.")
+    if not shards and out.exists() and not overwrite:
         raise InputError(f"{out} is already there; add --overwrite to replace it, or choose another --out.")
-    images = load_images(source, channels)
-    split = split or ("test" if own or "test" in images.splits else "all")
-    if images.channels != channels:
-        raise InputError(f"the network of {run} looks at {_colour(channels)} pictures; {data} has others.")
-    indices = np.arange(len(images)) if split == "all" else splits_of(images, source)[split]
-    if not len(indices):
-        raise InputError(f"there are no {split} classes, since data.{split}={getattr(source, split)}.")
-    device = "cpu" if settings.device == "cpu" or not torch.cuda.is_available() else "cuda"
-    embeddings, indices = embed_images(
-        {"": model}, images, indices, source, Processes(device=device), "embedding", settings.precision
-    )
-    found = embeddings[""]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_embeddings(out, found, images, indices, split)
-    say(f"{len(found):,} embeddings of {found.shape[1]} numbers ({split} classes) are in {out}. How good they are:")
+
+
+def _embed(
+    model: Embedder,
+    settings: Settings,
+    images: Images,
+    indices: Indices,
+    split: str,
+    flip: bool,
+    out: Path,
+    shards: bool,
+    overwrite: bool,
+    processes: Processes,
+) -> None:
+    """Makes the parts that are not there yet, and one file of all, unless they are to stay as they are."""
+    cuts = _cut(images, indices)
+    folder = out if shards else out.with_name(f"{out.name}.parts")
+    stamp = _stamp(model, settings, images, cuts, split, flip)
+    shapes = processes.tell(_there(folder, len(cuts), stamp, overwrite) if processes.first else {})
+    left = [number for number in range(len(cuts)) if number not in shapes]
+    if shards and not left and not overwrite:
+        raise InputError(f"{out} is already there, with all parts; add --overwrite, or choose another --out.")
+    if shapes:
+        say(f"{len(shapes)} of {len(cuts)} parts are there already; the work goes on with the others.")
+    made = _by_parts(
+        {"": model}, images, [cuts[number] for number in left], settings.data, processes, "embedding",
+        settings.precision, flip,
+    )  # fmt: skip
+    try:
+        for number, part in zip(left, made, strict=True):
+            found = part.embeddings[""]
+            if processes.first:
+                more = {"stamp": np.array(json.dumps(stamp)), "part": np.array([number, len(cuts)])}
+                known = _described(images, part.indices, split, flip)
+                write_arrays(folder / part_name(number), embeddings=found, **known, **more)
+            shapes[number] = found.shape
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped; {len(shapes)} of {len(cuts)} parts are in {folder}. The same command goes on with the others."
+        ) from None
+    finally:
+        if processes.first:
+            with suppress(OSError):
+                folder.rmdir()  # which only an empty folder allows
+    if processes.first:
+        _finish(folder, out, shards, shapes.values(), sum(len(items_of(images, cut).first) for cut in cuts), split)
+
+
+def _finish(folder: Path, out: Path, shards: bool, shapes: Iterable[tuple[int, ...]], items: int, split: str) -> None:
+    """Puts the parts together, and says what there is now."""
+    count, size = sum(rows for rows, _ in shapes), max(dim for _, dim in shapes)
+    if not count:
+        raise InputError("none of the pictures can be read, so nothing can be embedded.")
+    if not shards:
+        write_arrays(folder / out.name, **parts(folder, folder / "embeddings.npy"))
+        os.replace(folder / out.name, out)
+        shutil.rmtree(folder)
+    if count < items:
+        say(f"{items - count:,} of {items:,} could not be read and were left out.")
+    say(f"{count:,} embeddings of {size} numbers ({split} classes) are in {out}. How good they are:")
     say(f"  metricweight evaluate {out}")
-    return out
+
+
+def _stamp(
+    model: Embedder, settings: Settings, images: Images, cuts: Sequence[Indices], split: str, flip: bool
+) -> dict[str, str]:
+    """What parts have in common that may stand in one file, each as a checksum: what differs can be named."""
+    asked, data, device = settings.model.model_dump(mode="json"), settings.data, settings.device
+    for origin in ("pretrained", "weights"):  # the weights themselves are looked at
+        del asked[origin]
+    device = "cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"
+    seen = [repr(view_of(data)), data.damaged, split, flip, settings.precision, device, PART, BLOCK]
+    rows = np.concatenate(cuts)
+    arrays: list[NDArray[Any]] = [rows, images.labels[rows]]
+    if (roles := images.roles) is not None:
+        arrays += [x[rows] for x in (roles.numbers, roles.queries, roles.cameras, roles.tracklets)]
+    if isinstance(images.picture, Files):
+        arrays += [np.array([images.picture.states[i] for i in rows])]
+    return {
+        "network": _hash(asked, checksum(model)),
+        "pictures": _hash(images.stamp, roles and roles.protocol, *arrays),
+        "settings": _hash(seen),
+    }
+
+
+def _hash(*facts: Any) -> str:
+    found = hashlib.sha256()
+    for fact in facts:
+        found.update(fact.tobytes() if isinstance(fact, np.ndarray) else json.dumps(fact).encode())
+    return found.hexdigest()
+
+
+def _there(folder: Path, count: int, stamp: Mapping[str, str], overwrite: bool) -> dict[int, tuple[int, ...]]:
+    """The parts that a folder has already, with the shape of their embeddings; the folder is made if it is not there.
+
+    Raises InputError for parts that have another stamp; with `overwrite`, they are taken away.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for half_written in folder.glob(".*.npz.*"):
+        half_written.unlink(missing_ok=True)  # the process that wrote it was killed
+    found: dict[int, tuple[int, ...]] = {}
+    for path in sorted(folder.glob(PARTS)):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                part = {name: arrays[name] for name in arrays.files}
+        except Exception:  # a damaged file fails in many ways; it is made anew
+            continue
+        its = json.loads(str(part.get("stamp", "{}")))
+        if its == stamp and path.name == part_name(int(part["part"][0])) and part["part"][1] == count:
+            found[int(part["part"][0])] = part["embeddings"].shape
+        elif overwrite:
+            path.unlink()
+        else:
+            other = [name for name in stamp if its.get(name) != stamp[name]] or ["number"]
+            raise InputError(
+                f"{path} is no part of what was asked for, but of other {' and '.join(other)}; add --overwrite to "
+                "replace it, or choose another --out."
+            )
+    return found
+
+
+class Embedded(NamedTuple):
+    """Some items of the images, by each of some networks.
+
+    embeddings  [I, D] of each network, by name
+    indices     of the images of these items; those of an item stand together
+    """
+
+    embeddings: dict[str, NDArray[np.float32]]
+    indices: Indices
 
 
 def embed_images(
@@ -74,44 +321,112 @@ def embed_images(
     flip: bool = False,
 ) -> tuple[dict[str, NDArray[np.float32]], Indices]:
     """Embeddings [I, D] by each network of the items of the images at `indices`, seen as in a test: that of a tracklet
-    is the mean of those of its frames. Each picture is read once; processes share the work, and all have the result.
+    is the mean of those of its frames. Each picture is read once; processes share the work, and all have the result,
+    which is the same for any number of them.
 
     what       name of the progress bar, if any
     precision  in which the networks work
     flip       the mean of each picture's and its mirror image's embedding
 
-    Beside them, the indices of the images whose items are in it: damaged pictures may have been left out.
+    Beside them, the indices of the images whose items are in it, in the order of the items: damaged pictures may have
+    been left out. Raises InputError where none can be read.
     """
+    made = _by_parts(networks, images, _cut(images, indices), data, processes, what, precision, flip)
+    found = [part for part in made if len(part.indices)]
+    if not found:
+        raise InputError("none of the pictures can be read, so nothing can be embedded.")
+    means = {name: np.concatenate([part.embeddings[name] for part in found]) for name in networks}
+    return means, np.concatenate([part.indices for part in found])
+
+
+def _cut(images: Images, indices: Indices) -> list[Indices]:
+    """The images at `indices` in parts, item by item; a part is of the items that begin within PART images."""
     of = items_of(images, indices).of
-    place = np.empty(len(images), np.int64)
-    place[indices] = np.arange(len(indices))
-    counts = torch.zeros(int(of.max()) + 1)
-    sums: dict[str, Tensor] = {}
+    together = np.argsort(of, kind="stable")
+    starts = np.flatnonzero(np.diff(of[together], prepend=-1))
+    return np.split(indices[together], starts[np.flatnonzero(np.diff(starts // PART)) + 1])
+
+
+def _by_parts(
+    networks: Mapping[str, nn.Module],
+    images: Images,
+    cuts: Sequence[Indices],
+    data: DataSettings,
+    processes: Processes,
+    what: str | None,
+    precision: str,
+    flip: bool,
+) -> Iterator[Embedded]:
+    """The embeddings of each part in turn. Never are more than BLOCK pictures embedded at once."""
     for network in networks.values():
         network.to(processes.device).eval()
-    wanted = [Wanted(block) for block in blocks_of(indices[processes.rows(len(indices))])]
+    mine = [blocks_of(cut)[processes.rank :: processes.size] for cut in cuts]
+    wanted = [Wanted(block) for blocks in mine for block in blocks]
     coming = batches(
         images, view_of(data), wanted, workers=workers_of(images, data), damaged=data.damaged, cache=data.cache,
         pin=processes.device != "cpu",
     )  # fmt: skip
-    with torch.inference_mode():
-        for batch in track(coming, what, total=len(wanted)):
-            seen = batch.images.to(processes.device, non_blocking=True)
-            where = torch.from_numpy(of[place[batch.indices]])
-            counts.index_add_(0, where, torch.ones(len(where)))
-            for name, network in networks.items():
-                found = embedded(network, seen, precision, flip).cpu()
-                if name not in sums:
-                    sums[name] = found.new_zeros(len(counts), found.shape[1])
-                sums[name].index_add_(0, where, found)
-            for bad in batch.damaged:
-                say(f"left out: {bad}")
-    processes.add_up(counts)
-    there = counts > 0
-    means = {name: (processes.add_up(total) / counts[:, None])[there].numpy() for name, total in sums.items()}
-    return means, indices[there.numpy()[of]]
+    with closing(track(coming, what, total=len(wanted))) as tracked:  # type: ignore[type-var]
+        for cut, blocks in zip(cuts, mine, strict=True):
+            yield _means(networks, images, cut, islice(tracked, len(blocks)), processes, precision, flip)
 
 
+def _means(
+    networks: Mapping[str, nn.Module],
+    images: Images,
+    cut: Indices,
+    coming: Iterable[Batch],
+    processes: Processes,
+    precision: str,
+    flip: bool,
+) -> Embedded:
+    """The items of a part, of which this process embeds some pictures.
+
+    Sums are kept in float64, where those of some float32 numbers are the same in any order.
+    """
+    of = items_of(images, cut).of
+    place = np.empty(len(images), np.int64)
+    place[cut] = of
+    counts = torch.zeros(int(of.max()) + 1, dtype=torch.float64)
+    sums: dict[str, Tensor] = {}
+    damaged: list[str] = []
+    for batch in coming:
+        damaged += batch.damaged
+        if not len(batch.indices):
+            continue
+        seen = batch.images.to(processes.device, non_blocking=True)
+        where = torch.from_numpy(place[batch.indices])
+        counts.index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
+        for name, network in networks.items():
+            found = embedded(network, seen, precision, flip).cpu().double()
+            if name not in sums:
+                sums[name] = found.new_zeros(len(counts), found.shape[1])
+            sums[name].index_add_(0, where, found)
+    everybodys = _gathered(processes, ({name: total.shape[1] for name, total in sums.items()}, damaged))
+    for bad in (bad for _, some in everybodys for bad in some):
+        say(f"left out: {bad}")
+    widths: dict[str, int] = {name: width for some, _ in everybodys for name, width in some.items()}
+    there = processes.add_up(counts) > 0
+    means = {}
+    for name in networks:
+        total = sums[name] if name in sums else counts.new_zeros(len(counts), widths.get(name, 0))
+        means[name] = (processes.add_up(total)[there] / counts[there, None]).float().numpy()
+    return Embedded(means, cut[there.numpy()[of]])
+
+
+Plain = TypeVar("Plain")
+
+
+def _gathered(processes: Processes, mine: Plain) -> list[Plain]:
+    """What each process has, on all of them."""
+    if processes.size == 1:
+        return [mine]
+    found: list[Any] = [None] * processes.size
+    torch.distributed.all_gather_object(found, mine)
+    return found
+
+
+@torch.inference_mode()
 def embedded(network: nn.Module, images: Tensor, precision: str = "fp32", flip: bool = False) -> Tensor:
     """Embeddings [B, D] in float32."""
     with autocast(precision, images.device.type):
@@ -121,27 +436,33 @@ def embedded(network: nn.Module, images: Tensor, precision: str = "fp32", flip: 
     return found.float()
 
 
-def write_embeddings(path: Path, embeddings: NDArray[np.float32], images: Images, indices: Indices, split: str) -> None:
-    """An .npz file with embeddings [I, D], labels [I], names [I], and the split, of the items of the images.
+def write_embeddings(
+    path: Path, embeddings: NDArray[np.float32], images: Images, indices: Indices, split: str, flip: bool = False
+) -> None:
+    """An .npz file with embeddings [I, D] of the items of the images at `indices`, and what is known of them."""
+    write_arrays(path, embeddings=embeddings, **_described(images, indices, split, flip))
+
+
+def _described(images: Images, indices: Indices, split: str, flip: bool) -> dict[str, NDArray[Any]]:
+    """What an .npz file says beside embeddings: labels [I], names [I], the split, and whether each is the mean of two.
 
     Labels are positions in `classes`, the names of the classes. In a test half that is judged by queries and a gallery,
     labels are the numbers of the source instead, beside `queries`, the name of the `protocol`, and `cameras` where
     there are any. A tracklet has the name of its first frame.
     """
-    first = items_of(images, indices).first
-    names = np.array([images.names[i] for i in first])
-    if images.roles is None or split != "test":
+    first, roles = items_of(images, indices).first, images.roles
+    if roles is None or split != "test":
         more = {"labels": images.labels[first], "classes": np.array(images.classes)}
     else:
-        roles = images.roles
         more = {
             "labels": roles.numbers[first],
             "queries": roles.queries[first],
             "protocol": np.array(roles.protocol),
         }
-        if (roles.cameras[first] >= 0).any():
+        if (roles.cameras[images.splits["test"]] >= 0).any():
             more["cameras"] = roles.cameras[first]
-    write_arrays(path, embeddings=embeddings, names=names, split=np.array(split), **more)
+    names = np.array([images.names[i] for i in first], dtype=str)
+    return {"names": names, "split": np.array(split), "flip": np.array(flip), **more}
 
 
 def _other(own: DataSettings, data: str) -> DataSettings:
@@ -153,5 +474,9 @@ def _other(own: DataSettings, data: str) -> DataSettings:
     return DataSettings.model_validate({**own.model_dump(), **change})
 
 
-def _colour(channels: int) -> str:
+def _name(data: DataSettings) -> str:
+    return data.root.stem if data.root else data.source
+
+
+def _colour(channels: int | None) -> str:
     return "grey" if channels == 1 else "colour"

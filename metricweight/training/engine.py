@@ -89,6 +89,7 @@ class Training:
             "channels": self.images.channels,
             "settings": self.settings.model_dump(mode="json"),
             "model": checkpoint.on_cpu(self.tested),
+            "origin": self.model.origin,
             "objective": checkpoint.on_cpu(self.objective),
         }
 
@@ -103,7 +104,8 @@ def prepared(settings: Settings, processes: Processes) -> Training:
     sampler = ClassBalancedSampler(labels, classes, settings.batch.images, settings.seed, settings.batch.rule)
     sampler.share(0, processes.rank, processes.size)  # which says whether the processes can share a batch
     torch.manual_seed(settings.seed)
-    model = embedder(images.channels, **settings.model.model_dump())
+    with processes.first_alone():  # so that weights are fetched once
+        model = embedder(images.channels, **settings.model.model_dump())
     objective = Objective(settings, torch.from_numpy(labels), model.levels, model.dim).to(processes.device)
     if settings.sync_batch_norm:
         if not processes.device.startswith("cuda"):

@@ -17,13 +17,14 @@ from metricweight.retrieval.report import EvaluationWarning
 from metricweight.training import checkpoint
 from metricweight.training.embedding import embed_images, write_embeddings
 from metricweight.training.engine import Training
+from metricweight.training.log import event_writer
 from metricweight.training.pictures import items_of, read_all
 
 
 def tested(t: Training, run: Path) -> dict[str, Report]:
     """Reports on the test classes: raw pixels, the network as it was before the training, and the chosen one."""
     before = checkpoint.blank(t.settings, t.images.channels)
-    before.load_state_dict(t.processes.tell(checkpoint.initial(run)["model"] if t.processes.first else None))
+    before.load_state_dict(t.processes.tell(checkpoint.initial(run)["model"] if t.processes.first else {}))
     network = checkpoint.load(run)[0] if t.processes.first else checkpoint.blank(t.settings, t.images.channels)
     network.load_state_dict(t.processes.tell(network.state_dict()))
     started_from_weights = t.settings.model.pretrained or t.settings.model.weights is not None
@@ -58,6 +59,8 @@ def check_ahead(t: Training) -> None:
     Looks at the validation classes, reads every picture that is learned from or tested on, unless damaged ones may be
     left out, and judges random embeddings of the test pictures.
     """
+    if t.settings.tensorboard:
+        event_writer()
     validate(t)
     test = t.splits["test"]
     if t.settings.data.damaged == "fatal":

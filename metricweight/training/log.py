@@ -23,7 +23,7 @@ def training_log(run: Path | None, done: int, steps: int, tensorboard: bool = Fa
     done         steps that are behind: what the log says of later ones is taken out, they are trained again
     tensorboard  also events in RUN/tensorboard
 
-    Raises InputError where TensorBoard is not installed.
+    Raises what `event_writer` raises.
     """
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -35,7 +35,7 @@ def training_log(run: Path | None, done: int, steps: int, tensorboard: bool = Fa
             write_text(path, "".join(line for line in kept if _is_before(line, done)))
             file = open_files.enter_context(open(path, "a", encoding="utf-8", buffering=1))
             if tensorboard:
-                board = open_files.enter_context(_board(run / "tensorboard", done))
+                board = open_files.enter_context(event_writer()(str(run / "tensorboard"), purge_step=done + 1))
         bar = Progress(*columns, *times, console=console, disable=not console.is_terminal)
         yield TrainingLog(file, board, open_files.enter_context(bar), done, steps)
 
@@ -47,14 +47,15 @@ def _is_before(line: str, done: int) -> bool:
         return False  # it was cut short when the process was killed
 
 
-def _board(folder: Path, done: int) -> Any:
+def event_writer() -> Any:
+    """torch's writer of TensorBoard events. Raises InputError where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError(
             "tensorboard=true needs the package tensorboard: pip install 'metricweight[tensorboard]'."
         ) from None
-    return SummaryWriter(str(folder), purge_step=done + 1)
+    return SummaryWriter
 
 
 class TrainingLog:

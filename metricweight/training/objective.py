@@ -16,7 +16,7 @@ from metricweight.losses.table import LOSSES, ClassAwareAttention
 from metricweight.memory import CrossBatchMemory
 from metricweight.miners import PairMiner
 from metricweight.models.heads import classifier
-from metricweight.settings import Settings, arguments, at, build
+from metricweight.settings import Settings, at, build, example_weighting
 from metricweight.similarity import at_least_float32
 
 
@@ -179,8 +179,7 @@ class Objective(nn.Module):
         return None if used is None else self._weighting(used, step)
 
     def _weighting(self, part: dict[str, Any], step: int) -> Weighting:
-        made: Weighting = LOSSES[part["name"]].make(**arguments(at(part, self._progress(step))))
-        return made
+        return example_weighting(at(part, self._progress(step)))
 
     def _progress(self, step: int) -> float:
         return min(1.0, step / max(1, self.settings.steps - 1))

@@ -36,7 +36,7 @@ def dry_run(settings: Settings, origins: Mapping[str, str], as_json: bool) -> No
     say(f"\n{_table(found['data'])}\n")
     for name in ("network", "steps", "batch"):
         say("\n".join(f"{key:24} {_shown(value)}" for key, value in _readable(found[name])))
-    say(f"\nThis would work. Risk of collapse: {found['batch']['collapse_risk']}.")
+    say("\nThis would work: nothing was written.")
 
 
 def _data(t: Training) -> dict[str, dict[str, int]]:
