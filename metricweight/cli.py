@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from metricweight.checks import InputError, Interrupted
+from metricweight.checks import InputError, Interrupted, nearest
 
 app = typer.Typer(
     add_completion=False,
@@ -65,7 +65,7 @@ def options(
 
     lists = {"backbones": backbones.listing, "transforms": transforms.listing, "samplers": sampler.listing}
     if what not in (*lists, None):
-        raise InputError(f"'{what}' is not a list of options. There are: {', '.join(lists)}.")
+        raise InputError(f"'{what}' is not a list of options{nearest(what or '', lists)} There are: {', '.join(lists)}.")
     for name in [what] if what else lists:
         typer.echo(f"{name}\n\n{lists[name]()}\n")
 

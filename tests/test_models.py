@@ -16,7 +16,7 @@ from metricweight.models.heads import Embedder, embedder, rates
 from metricweight.models.pooling import GeM
 from metricweight.settings import ModelSettings
 
-CNNS = ["small_cnn", "resnet18", "resnet50", "googlenet", "convnext_tiny", "swin_t"]
+CNNS = ["small_cnn", "resnet18", "resnet20", "resnet50", "googlenet", "convnext_tiny", "swin_t"]
 
 
 def pictures(count=2, channels=3, size=32, seed=0):
@@ -85,6 +85,7 @@ def test_features_are_what_torchvision_gives_to_its_classification_layer(name):
 SIZES = {  # F of low, middle, high with average pooling, from the papers' tables of layers
     "small_cnn": (64, 128, 256),
     "resnet18": (128, 256, 512),
+    "resnet20": (16, 32, 64),
     "resnet50": (512, 1024, 2048),
     "googlenet": (512, 528, 1024),
     "convnext_tiny": (192, 384, 768),
@@ -152,6 +153,55 @@ def test_levels_are_the_outputs_of_these_parts(name, parts):
     torch.testing.assert_close(found, seen)
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks", "millions"), [("resnet20", 3, 0.27), ("resnet44", 7, 0.66), ("resnet56", 9, 0.85)]
+)
+def test_the_small_residual_networks_have_as_many_parameters_as_their_paper_says(name, blocks, millions):
+    """He et al., CVPR 2016, table 6, for ten classes: 6 n + 2 layers, 2 n at each width, and no others."""
+    model = embedder(3, backbone=name, embedding_size=10)
+    expected = 9 * 3 * 16 + 2 * 16 + 64 * 10 + 10  # the first layer with its normalisation, the last one
+    for before, width in ((16, 16), (16, 32), (32, 64)):
+        expected += 9 * before * width + (2 * blocks - 1) * 9 * width * width + 2 * blocks * 2 * width
+    assert sum(p.numel() for p in model.parameters()) == expected
+    assert round(expected / 1e6, 2) == millions
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert len(layers) == 6 * blocks + 2 == int(name.removeprefix("resnet"))
+
+
+def test_the_small_residual_network_is_its_plain_form():
+    """Written out with plain functions; the way past takes every second pixel and adds maps of zeros (option A)."""
+    torch.manual_seed(0)
+    model = embedder(3, backbone="resnet20", embedding_size=None).eval()
+    state = model.backbone.state_dict()
+    images = pictures()
+
+    def convolved(x, name, stride=1):  # and normalised by the statistics of a new network, 0 and 1
+        return functional.conv2d(x, state[f"{name}.weight"], stride=stride, padding=1) / (1 + 1e-5) ** 0.5
+
+    x = functional.relu(convolved(images, "conv1"))
+    sides = []
+    for stage in (1, 2, 3):
+        for block in range(3):
+            halves = stage > 1 and block == 0
+            name = f"layer{stage}.{block}"
+            past = torch.cat([x[:, :, ::2, ::2], torch.zeros_like(x[:, :, ::2, ::2])], 1) if halves else x
+            y = functional.relu(convolved(x, f"{name}.conv1", 2 if halves else 1))
+            x = functional.relu(convolved(y, f"{name}.conv2") + past)
+        sides.append(x.shape[1:])
+    assert sides == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), x.mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_small_residual_network_starts_from_normal_numbers_of_variance_2_by_what_a_unit_sees():
+    torch.manual_seed(0)
+    network = embedder(3, backbone="resnet20").backbone
+    for part, seen in [("layer1.1.conv1", 16 * 9), ("layer3.0.conv1", 32 * 9), ("layer3.2.conv2", 64 * 9)]:
+        weight = network.get_submodule(part).weight.flatten()
+        assert weight.var().item() == pytest.approx(2 / seen, rel=0.1)
+        assert ((weight / weight.std()) ** 4).mean().item() == pytest.approx(3, rel=0.15)  # 1.8 for uniform ones
+
+
 def test_last_stride_1_doubles_the_last_map_and_keeps_the_weights():
     for name in ("resnet18", "resnet50"):
         areas = []
@@ -165,6 +215,8 @@ def test_last_stride_1_doubles_the_last_map_and_keeps_the_weights():
         embedder(3, last_stride=1)
     with pytest.raises(InputError, match="last_stride"):
         embedder(3, backbone="resnet18", levels=["low"], last_stride=1)
+    with pytest.raises(InputError, match="last_stride"):
+        embedder(3, backbone="resnet20", last_stride=1)
 
 
 def test_gem_is_its_formula_and_its_gradient_is_that_of_the_formula():
@@ -404,8 +456,10 @@ def test_pretrained_weights_that_cannot_be_fetched_say_what_to_do(tmp_path, monk
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(InputError, match=r"weights of resnet18 could not be fetched \(no network\); go online once"):
         embedder(3, backbone="resnet18", pretrained=True)
-    with pytest.raises(InputError, match="the small CNN has no pretrained weights"):
+    with pytest.raises(InputError, match="no pretrained weights of small_cnn; set model.pretrained=false"):
         embedder(1, pretrained=True)
+    with pytest.raises(InputError, match="no pretrained weights of resnet44"):
+        embedder(3, backbone="resnet44", pretrained=True)
     with pytest.raises(InputError, match="are for colour pictures"):
         embedder(1, backbone="resnet18", pretrained=True)
     with pytest.raises(InputError, match="both given"):

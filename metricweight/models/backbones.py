@@ -53,6 +53,7 @@ _RESNET = ("layer2", "layer3", "layer4")
 _GOOGLENET = ("inception4a", "inception4d", "inception5b")
 _CONVNEXT = ("features.3", "features.5", "features.7")
 _SWIN = ("features.3", "features.5", "norm")
+_SMALL_RESNETS = {"resnet20": 3, "resnet44": 7, "resnet56": 9}  # blocks in each of their three stages
 
 _ROWS = [
     Backbone("small_cnn", "four convolutions, for a CPU", "", (64, 128, 256), _BLOCKS, 32, 8, None, fields=4),
@@ -60,7 +61,26 @@ _ROWS = [
     Backbone("resnet34", "residual, 34 layers", "1512.03385", (128, 256, 512), _RESNET),
     Backbone("resnet50", "residual, 50 layers", "1512.03385", (512, 1024, 2048), _RESNET),
     Backbone("resnet101", "residual, 101 layers", "1512.03385", (512, 1024, 2048), _RESNET),
-    Backbone("googlenet", "GoogLeNet with batch norm", "1409.4842", (512, 528, 1024), _GOOGLENET, smallest=15),
+    Backbone(
+        "googlenet",
+        "GoogLeNet with batch norm; pretrained, it needs data.pixels=half",
+        "1409.4842",
+        (512, 528, 1024),
+        _GOOGLENET,
+        smallest=15,
+    ),
+]
+_ROWS += [
+    Backbone(
+        name,
+        f"residual, {name.removeprefix('resnet')} layers, small, for 32 x 32",
+        "1512.03385",
+        (16, 32, 64),
+        ("layer1", "layer2", "layer3"),
+        32,
+        pretrained=None,
+    )
+    for name in _SMALL_RESNETS
 ]
 _ROWS += [
     Backbone(
@@ -224,9 +244,9 @@ def build(
 
     name        a row of BACKBONES, or timm:NAME
     channels    of the pictures; other than 3, the first convolution is a new one
-    levels      low to high. ResNet: layer2, layer3, layer4. GoogLeNet: inception4a, inception4d, inception5b, where
-                its three classifiers sit. ConvNeXt, Swin: stages 2, 3, 4. small_cnn: its last three convolutions.
-                timm: the last three stages. Vision transformers: high only
+    levels      low to high. ResNet: layer2, layer3, layer4; the small ones: layer1, layer2, layer3. GoogLeNet:
+                inception4a, inception4d, inception5b, where its three classifiers sit. ConvNeXt, Swin: stages 2, 3,
+                4. small_cnn: its last three convolutions. timm: the last three stages. Vision transformers: high only
     pretrained  the weights of torchvision or timm are fetched, or found where they were fetched to
     weights     a file of weights, see weights.fit
     last_stride of a ResNet's last stage: 1 makes its maps twice as high and wide
@@ -241,10 +261,13 @@ def build(
     if pretrained and weights:
         raise InputError("model.pretrained and model.weights are both given; the network can start from one of them.")
     if pretrained and row and row.pretrained is None:
-        raise InputError("model.pretrained: the small CNN has no pretrained weights; use model.backbone=resnet18.")
+        raise InputError(
+            f"model.pretrained: there are no pretrained weights of {name}; set model.pretrained=false, or use "
+            "model.backbone=resnet18."
+        )
     if pretrained and channels != 3:
         raise InputError("model.pretrained: the ImageNet weights are for colour pictures; set model.pretrained=false.")
-    if last_stride != 2 and not (name.startswith("resnet") and "high" in levels):
+    if last_stride != 2 and not (row and row.ends == _RESNET and "high" in levels):
         raise InputError(f"model.last_stride={last_stride} is for level high of resnet18 to resnet101; leave it at 2.")
     if row is None:
         return _timm(name, channels, tuple(levels), pretrained, weights)
@@ -271,6 +294,8 @@ def _network(row: Backbone, channels: int) -> nn.Module:
     """The network with random weights. Its classification layer is drawn first and then taken off."""
     if row.name == "small_cnn":
         return _small_cnn(channels)
+    if row.name in _SMALL_RESNETS:
+        return _small_resnet(channels, _SMALL_RESNETS[row.name])
     from torchvision import models
 
     more = {"aux_logits": False, "init_weights": True} if row.name == "googlenet" else {}
@@ -297,6 +322,49 @@ def _small_cnn(channels: int) -> nn.Module:
         blocks[f"block{len(blocks) + 1}"] = nn.Sequential(*layers)
         channels = width
     return nn.Sequential(blocks)
+
+
+class _Block(nn.Module):
+    """Two convolutions of 3 x 3 and a way past them, to `width` channels.
+
+    Where the channels become twice as many, the first convolution halves the map, and the way past takes every second
+    row and column and adds maps of zeros: it has no parameters (He et al., option A).
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.stride, self.more = width // channels, width - channels
+        self.conv1 = nn.Conv2d(channels, width, 3, self.stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        past = functional.pad(maps[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        return functional.relu(self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(maps))))) + past)
+
+
+def _small_resnet(channels: int, blocks: int) -> nn.Module:
+    """The residual network of 6 n + 2 layers for pictures of 32 x 32, n `blocks` in each of three stages.
+
+    Its parts have the names that they have in the larger ones. Convolutions start from normal numbers of variance
+    2 / (9 c), c being the channels that they take (He et al., ICCV 2015, arXiv:1502.01852, eq. 10).
+
+    He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2. arXiv:1512.03385
+    """
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(channels, 16, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(16), relu=nn.ReLU(inplace=True)
+    )
+    before = 16
+    for stage, width in enumerate((16, 32, 64), 1):
+        first = _Block(before, width)
+        parts[f"layer{stage}"] = nn.Sequential(first, *(_Block(width, width) for _ in range(blocks - 1)))
+        before = width
+    network = nn.Sequential(parts)
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+    return network
 
 
 def _replace_first(network: nn.Module, channels: int) -> None:

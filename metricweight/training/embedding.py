@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metricweight.checks import InputError, Interrupted, nearest
 from metricweight.data.embeddings import PARTS, part_name, parts
 from metricweight.data.images import Files, Images
-from metricweight.data.loader import Batch, Wanted, batches
+from metricweight.data.loader import Batch, Wanted
 from metricweight.data.split import Indices
 from metricweight.files import write_arrays
 from metricweight.models.backbones import BACKBONES
@@ -30,7 +30,7 @@ from metricweight.settings import DataSettings, Settings, read, resolve
 from metricweight.training import checkpoint
 from metricweight.training.distributed import Processes, joined
 from metricweight.training.engine import autocast
-from metricweight.training.pictures import BLOCK, blocks_of, items_of, load_images, splits_of, view_of, workers_of
+from metricweight.training.pictures import BLOCK, blocks_of, items_of, load_images, seen, splits_of, view_of
 
 SPLITS = ("train", "validation", "test")
 PART = 16 * BLOCK  # pictures that are embedded before they are written down
@@ -95,7 +95,7 @@ def embed(
         indices = np.arange(len(images)) if split == "all" else splits_of(images, settings.data)[split]
         if not len(indices):
             raise InputError(f"there are no {split} classes, since data.{split}={getattr(settings.data, split)}.")
-        model = asked.model or _backbone(settings, images.channels)
+        model = asked.model or _backbone(settings, images.channels, processes)
         _embed(model, settings, images, indices, split, flip, out, shards, overwrite, processes)
     return out
 
@@ -161,9 +161,10 @@ def _of_backbone(name: str, words: Sequence[str], data: str | None) -> Asked:
     return Asked(settings, None, None, Path(re.sub(r"[^\w.-]+", "-", f"{name}-{_name(settings.data)}")), own=False)
 
 
-def _backbone(settings: Settings, channels: int) -> Embedder:
+def _backbone(settings: Settings, channels: int, processes: Processes) -> Embedder:
     torch.manual_seed(settings.seed)
-    model = embedder(channels, **settings.model.model_dump())
+    with processes.first_alone():  # so that weights are fetched once
+        model = embedder(channels, **settings.model.model_dump())
     start = model.origin.get("weights", "random weights; model.pretrained=true or model.weights=FILE gives others")
     say(f"{settings.model.backbone} as it is: {start}.")
     return model
@@ -249,7 +250,7 @@ def _stamp(
     for origin in ("pretrained", "weights"):  # the weights themselves are looked at
         del asked[origin]
     device = "cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"
-    seen = [repr(view_of(data)), data.damaged, split, flip, settings.precision, device, PART, BLOCK]
+    view = [repr(view_of(data)), data.damaged, split, flip, settings.precision, device, PART, BLOCK]
     rows = np.concatenate(cuts)
     arrays: list[NDArray[Any]] = [rows, images.labels[rows]]
     if (roles := images.roles) is not None:
@@ -259,7 +260,7 @@ def _stamp(
     return {
         "network": _hash(asked, checksum(model)),
         "pictures": _hash(images.stamp, roles and roles.protocol, *arrays),
-        "settings": _hash(seen),
+        "settings": _hash(view),
     }
 
 
@@ -362,10 +363,7 @@ def _by_parts(
         network.to(processes.device).eval()
     mine = [blocks_of(cut)[processes.rank :: processes.size] for cut in cuts]
     wanted = [Wanted(block) for blocks in mine for block in blocks]
-    coming = batches(
-        images, view_of(data), wanted, workers=workers_of(images, data), damaged=data.damaged, cache=data.cache,
-        pin=processes.device != "cpu",
-    )  # fmt: skip
+    coming = seen(images, data, wanted, processes)
     with closing(track(coming, what, total=len(wanted))) as tracked:  # type: ignore[type-var]
         for cut, blocks in zip(cuts, mine, strict=True):
             yield _means(networks, images, cut, islice(tracked, len(blocks)), processes, precision, flip)
@@ -394,11 +392,11 @@ def _means(
         damaged += batch.damaged
         if not len(batch.indices):
             continue
-        seen = batch.images.to(processes.device, non_blocking=True)
+        pictures = batch.images.to(processes.device, non_blocking=True)
         where = torch.from_numpy(place[batch.indices])
         counts.index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
         for name, network in networks.items():
-            found = embedded(network, seen, precision, flip).cpu().double()
+            found = embedded(network, pictures, precision, flip).cpu().double()
             if name not in sums:
                 sums[name] = found.new_zeros(len(counts), found.shape[1])
             sums[name].index_add_(0, where, found)

@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,15 +20,22 @@ from metricweight.training import checkpoint
 from metricweight.training.embedding import embed_images, write_embeddings
 from metricweight.training.engine import Training
 from metricweight.training.log import event_writer
+from metricweight.training.objective import Objective
 from metricweight.training.pictures import items_of, read_all
 
 
 def tested(t: Training, run: Path) -> dict[str, Report]:
-    """Reports on the test classes: raw pixels, the network as it was before the training, and the chosen one."""
+    """Reports on the test classes: raw pixels, the network as it was before the training, and the chosen one.
+
+    Where the chosen one was trained with a classifier that knows all test classes, its report has the `accuracy`.
+    """
     before = checkpoint.blank(t.settings, t.images.channels)
     before.load_state_dict(t.processes.tell(checkpoint.initial(run)["model"] if t.processes.first else {}))
-    network = checkpoint.load(run)[0] if t.processes.first else checkpoint.blank(t.settings, t.images.channels)
+    blank = checkpoint.blank(t.settings, t.images.channels)
+    network, _, state = checkpoint.load(run) if t.processes.first else (blank, t.settings, {"objective": {}})
     network.load_state_dict(t.processes.tell(network.state_dict()))
+    objective = deepcopy(t.objective).cpu()  # of the step of the chosen network, which need not be the last
+    objective.load_state_dict(t.processes.tell(state["objective"]))
     started_from_weights = t.settings.model.pretrained or t.settings.model.weights is not None
     networks = {
         "pixels": RawPixels(),
@@ -44,27 +53,45 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
         report = judged(embeddings, t.images, indices, t.settings.ks, distributed=t.processes.size > 1)
         data = {"source": t.settings.data.source, "stamp": t.images.stamp[:32], "seed": t.settings.data.seed}
         stamp = {**report.stamp, "data": {**report.stamp["data"], **data}}
-        notes = report.notes
+        notes, metrics = report.notes, report.metrics
         if name == "trained":
+            share = accuracy(objective, embeddings, t.images.labels[items_of(t.images, indices).first])
+            if share is not None:
+                notes = [*notes, f"Accuracy of its classifier on the test pictures: {100 * share:.1f} %."]
+                metrics = {**metrics, "accuracy": share}
             stamp["chosen"] = {"by": chosen, "step": int(t.best["step"]) if t.best else t.settings.steps}
             if chosen == "test":
                 notes = [*notes, "Chosen on the test classes themselves: what it reaches on others is lower."]
-        models[name] = replace(report, stamp=stamp, notes=notes)
+        models[name] = replace(report, stamp=stamp, notes=notes, metrics=metrics)
     return models
+
+
+def accuracy(objective: Objective, embeddings: NDArray[np.float32], labels: Indices) -> float | None:
+    """The share of pictures whose largest logit is that of their label, by the classifier of the last level.
+
+    embeddings  [N, L D]  raw
+    labels      [N]
+
+    None where there is no classifier, or where it was not trained on all of the labels.
+    """
+    if not objective.classifiers or not np.isin(labels, objective.labels.numpy()).all():
+        return None
+    with torch.inference_mode():
+        logits = objective.classifiers[-1](objective.split(torch.from_numpy(embeddings))[-1])
+        return float((objective.labels[logits.argmax(1)] == torch.from_numpy(labels)).double().mean())
 
 
 def check_ahead(t: Training) -> None:
     """Does once what is done again later, so that what is wrong with the data is said before the training.
 
-    Looks at the validation classes, reads every picture that is learned from or tested on, unless damaged ones may be
-    left out, and judges random embeddings of the test pictures.
+    Looks at the validation classes, reads every picture that is learned from or tested on, and judges random
+    embeddings of the test pictures.
     """
     if t.settings.tensorboard:
         event_writer()
     validate(t)
     test = t.splits["test"]
-    if t.settings.data.damaged == "fatal":
-        read_all(t.images, np.concatenate([t.splits["train"], test]), t.processes)
+    read_all(t.images, np.concatenate([t.splits["train"], test]), t.settings.data, t.processes)
     if t.processes.first:
         points = np.random.default_rng(0).standard_normal((len(items_of(t.images, test).first), 8), np.float32)
         judged(points, t.images, test, t.settings.ks)

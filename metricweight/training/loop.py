@@ -3,8 +3,8 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from metricweight.checks import InputError, Interrupted
 from metricweight.data.images import Images
-from metricweight.data.loader import Batch, Wanted, batches
+from metricweight.data.loader import Batch, Wanted
 from metricweight.data.split import Indices
 from metricweight.files import write_text
 from metricweight.losses.table import LOSSES
@@ -25,7 +25,7 @@ from metricweight.training.distributed import joined
 from metricweight.training.engine import Training, gradients, prepared, update
 from metricweight.training.judging import check_ahead, chosen_by, tested, validate
 from metricweight.training.log import training_log
-from metricweight.training.pictures import view_of, workers_of
+from metricweight.training.pictures import seen
 from metricweight.training.watch import Watch
 
 
@@ -131,12 +131,20 @@ def _train(t: Training, run: Path, saved: list[int]) -> None:
     steps, count = t.settings.steps, t.settings.validations
     looks = {round(steps * i / count) for i in range(1, count + 1)}
     every = t.settings.checkpoints.every
-    batch, watch = coming(t), Watch(t, run)
+    watch = Watch(t, run)
     folder = run if t.processes.first else None
-    with training_log(folder, t.step, steps, t.settings.tensorboard) as log, _asked(t) as asked:
+    unread: set[str] = set()
+    with (
+        training_log(folder, t.step, steps, t.settings.tensorboard) as log,
+        _asked(t) as asked,
+        closing(coming(t)) as batch,
+    ):
         while t.step < steps:
             with log.waiting():
                 micro = [next(batch) for _ in range(t.settings.batch.accumulate)]
+            for bad in {name for part in micro for name in part.damaged} - unread:
+                say(f"replaced by another of its class: {bad}")
+                unread.add(bad)
             done = gradients(t, micro)
             stopping = asked.is_set()  # read once: what comes later in this step is answered after the next
             looking = t.step + 1 in looks
@@ -145,6 +153,7 @@ def _train(t: Training, run: Path, saved: list[int]) -> None:
             facts = watch.look(done, reporting)
             update(t)
             if reporting:
+                facts = {**facts, "unreadable": len(unread)}
                 speed_of = len(done.labels) * len(micro)
                 log.step(t.step, float(done.loss), t.optimizer.param_groups[0]["lr"], speed_of, facts)
             if looking and (found := validate(t)):
@@ -157,7 +166,7 @@ def _train(t: Training, run: Path, saved: list[int]) -> None:
                 raise KeyboardInterrupt
 
 
-def coming(t: Training) -> Iterator[Batch]:
+def coming(t: Training) -> Generator[Batch, None, None]:
     """This process's part of each batch that is left, in order."""
     data, accumulate = t.settings.data, t.settings.batch.accumulate
 
@@ -166,10 +175,7 @@ def coming(t: Training) -> Iterator[Batch]:
             mine = t.sampler.share(number, t.processes.rank, t.processes.size)
             yield Wanted(t.splits["train"][mine], (t.settings.seed, number), t.processes.rank * len(mine))
 
-    return batches(
-        t.images, view_of(data), wanted(), workers=workers_of(t.images, data), pin=t.processes.device != "cpu",
-        damaged=data.damaged, cache=data.cache,
-    )  # fmt: skip
+    return seen(t.images, data, wanted(), t.processes)
 
 
 @contextmanager

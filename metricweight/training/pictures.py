@@ -1,5 +1,6 @@
 """The pictures that settings name: which there are, which are learned from, and how a network sees them."""
 
+from collections.abc import Generator, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from metricweight.checks import InputError
 from metricweight.data import glyphs
 from metricweight.data.images import Held, Images, digits, from_manifest
-from metricweight.data.loader import auto_workers
+from metricweight.data.loader import Batch, Wanted, auto_workers, batches
 from metricweight.data.split import Indices, split_by_class
 from metricweight.data.transforms import View
 from metricweight.progress import say, track
@@ -93,13 +94,19 @@ def items_of(images: Images, indices: Indices) -> Items:
     return Items(place[of], indices[first[order]])
 
 
-def workers_of(images: Images, data: DataSettings) -> int:
-    """How many processes read the pictures."""
-    return auto_workers(images) if data.workers is None else data.workers
+def seen(
+    images: Images, data: DataSettings, wanted: Iterable[Wanted], processes: Processes
+) -> Generator[Batch, None, None]:
+    """The batches that are wanted, as a network sees them by the settings."""
+    workers = auto_workers(images) if data.workers is None else data.workers
+    pin = processes.device != "cpu"
+    return batches(images, view_of(data), wanted, workers=workers, pin=pin, damaged=data.damaged, cache=data.cache)
 
 
-def read_all(images: Images, indices: Indices, processes: Processes) -> None:
-    """Reads each picture once; processes share the work. Raises InputError for one that cannot be read."""
+def read_all(images: Images, indices: Indices, data: DataSettings, processes: Processes) -> None:
+    """Reads each picture once, into the cache if there is one; processes share the work. Raises InputError for one that
+    cannot be read, unless such are skipped."""
     if not isinstance(images.picture, Held):
-        for block in track(blocks_of(indices[processes.rows(len(indices))]), "reading pictures"):
-            images.read(block)
+        blocks = blocks_of(indices[processes.rows(len(indices))])
+        for _ in track(seen(images, data, map(Wanted, blocks), processes), "reading pictures", total=len(blocks)):
+            pass
