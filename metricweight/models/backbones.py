@@ -63,7 +63,7 @@ _ROWS = [
     Backbone("resnet101", "residual, 101 layers", "1512.03385", (512, 1024, 2048), _RESNET),
     Backbone(
         "googlenet",
-        "GoogLeNet with batch norm; pretrained, it needs data.pixels=half",
+        "with batch norm; data.pixels=half",
         "1409.4842",
         (512, 528, 1024),
         _GOOGLENET,
@@ -73,7 +73,7 @@ _ROWS = [
 _ROWS += [
     Backbone(
         name,
-        f"residual, {name.removeprefix('resnet')} layers, small, for 32 x 32",
+        f"residual, {name.removeprefix('resnet')} layers, for 32 x 32",
         "1512.03385",
         (16, 32, 64),
         ("layer1", "layer2", "layer3"),
