@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from metricweight.checks import InputError
-from metricweight.data.embeddings import read
+from metricweight.data.embeddings import parts, read
 
 X = np.random.default_rng(0).standard_normal((6, 3))
 Y = np.array([0, 0, 1, 1, 2, 2])
@@ -127,6 +127,64 @@ def test_a_run_folder_is_read_as_its_embeddings(tmp_path):
     assert found.labels.tolist() == Y.tolist()
     assert found.split == "test"
     assert found.what == f"6 x 3 of {tmp_path / 'embeddings.npz'}."
+
+
+def in_parts(folder, **changes):
+    """Three parts of two items each, the second of damaged pictures alone; `changes`: arrays of one, by its number."""
+    folder.mkdir()
+    for number, rows in enumerate((slice(0, 2), slice(0, 0), slice(2, 6))):
+        part = {"embeddings": X[rows] if number != 1 else np.empty((0, 0)), "labels": Y[rows], "names": NAMES[rows]}
+        part |= {"queries": QUERIES[rows], "split": "test", "protocol": "gallery", "stamp": "s", "part": [number, 3]}
+        write(folder / f"part-{number:05d}.npz", part | changes.get(f"part{number}", {}))
+    return folder
+
+
+def test_a_folder_of_parts_is_read_as_one_file(tmp_path):
+    found = read(in_parts(tmp_path / "parts"))
+    assert np.array_equal(found.embeddings, X)
+    assert found.labels.tolist() == Y.tolist()
+    assert found.queries.tolist() == QUERIES.tolist()
+    assert (found.split, found.protocol, found.cameras) == ("test", "gallery", None)
+    assert found.what == f"6 x 3 of {tmp_path / 'parts'}."
+    other = write(tmp_path / "y.npy", NAMES)
+    assert read(tmp_path / "parts", other).labels.tolist() == NAMES.tolist()
+    whole = parts(tmp_path / "parts", tmp_path / "scratch.npy")
+    assert isinstance(whole["embeddings"], np.memmap)
+    assert np.array_equal(whole["embeddings"], X)
+    assert whole["names"].tolist() == NAMES.tolist()
+    assert not {"stamp", "part"} & set(whole)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_part_that_is_missing_is_refused_with_its_number(tmp_path, number):
+    folder = in_parts(tmp_path / "parts")
+    (folder / f"part-{number:05d}.npz").unlink()
+    with pytest.raises(InputError, match=rf"parts: part {number} is missing, of 3 that begin with part 0; give metric"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"part2": {"stamp": "t"}}, "part 2 is of other embeddings than part 0; take it away, or make all anew"),
+        ({"part1": {"part": [1, 4]}}, "part 1 is of other embeddings"),
+        ({"part2": {"part": [1, 3]}}, "part 2 is of other embeddings"),
+        ({"part0": {"part": [0, 2]}}, "part 1 is of other embeddings"),
+    ],
+)
+def test_a_part_of_other_embeddings_is_refused_with_its_number(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        read(in_parts(tmp_path / "parts", **changes))
+
+
+def test_a_part_that_nobody_wrote_as_one_is_refused(tmp_path):
+    (tmp_path / "parts").mkdir()
+    path = write(tmp_path / "parts" / "part-00000.npz", {"embeddings": X, "labels": Y})
+    with pytest.raises(InputError, match=r"part-00000.npz is not a part that `metricweight embed --shards` wrote"):
+        read(tmp_path / "parts")
+    path.write_bytes(b"half of it")
+    with pytest.raises(InputError, match=r"part-00000.npz is damaged"):
+        read(tmp_path / "parts")
 
 
 def test_what_was_taken_for_the_embedding_is_said(tmp_path):

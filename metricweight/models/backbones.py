@@ -61,19 +61,12 @@ _ROWS = [
     Backbone("resnet34", "residual, 34 layers", "1512.03385", (128, 256, 512), _RESNET),
     Backbone("resnet50", "residual, 50 layers", "1512.03385", (512, 1024, 2048), _RESNET),
     Backbone("resnet101", "residual, 101 layers", "1512.03385", (512, 1024, 2048), _RESNET),
-    Backbone(
-        "googlenet",
-        "with batch norm; data.pixels=half",
-        "1409.4842",
-        (512, 528, 1024),
-        _GOOGLENET,
-        smallest=15,
-    ),
+    Backbone("googlenet", "with batch norm; data.pixels=half", "1409.4842", (512, 528, 1024), _GOOGLENET, smallest=15),
 ]
 _ROWS += [
     Backbone(
         name,
-        f"residual, {name.removeprefix('resnet')} layers, for 32 x 32",
+        f"small residual, {name.removeprefix('resnet')} layers, 32 x 32",
         "1512.03385",
         (16, 32, 64),
         ("layer1", "layer2", "layer3"),

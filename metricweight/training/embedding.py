@@ -284,9 +284,9 @@ def _there(folder: Path, count: int, stamp: Mapping[str, str], overwrite: bool) 
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 part = {name: arrays[name] for name in arrays.files}
+            its = json.loads(str(part.get("stamp", "{}")))
         except Exception:  # a damaged file fails in many ways; it is made anew
             continue
-        its = json.loads(str(part.get("stamp", "{}")))
         if its == stamp and path.name == part_name(int(part["part"][0])) and part["part"][1] == count:
             found[int(part["part"][0])] = part["embeddings"].shape
         elif overwrite:
