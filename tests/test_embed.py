@@ -345,6 +345,7 @@ def test_a_backbone_has_the_embeddings_of_the_frozen_row_of_a_training(metricwei
         (["RUN", "--out", "x"], "--out must be an .npz file, got x"),
         (["a file"], "a file is damaged or not a checkpoint of ours"),
         (["RUN", "--shards", "--out", "a file"], "a file is a file; --shards makes a folder"),
+        (["RUN", "--shards", "--out", "."], ". is a folder of other things than embeddings; choose another --out"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(metricweight, run, words, said):

@@ -182,3 +182,28 @@ def test_only_the_last_states_and_the_first_are_kept(uninterrupted):
 def test_to_go_on_needs_the_folder(photos):
     with pytest.raises(InputError, match="--resume goes on with the run in --out: give --out"):
         train(read("folder", words(photos)), "folder", resume=True)
+
+
+def test_to_go_on_nothing_is_needed_that_the_network_started_from(photos, uninterrupted, tmp_path):
+    weights_file, run = tmp_path / "weights.pt", tmp_path / "run"
+    weights_file.write_bytes((uninterrupted / "checkpoint.pt").read_bytes())
+    given = words(photos, f"model.weights={weights_file}", "steps=2", "validations=1")
+    train(read("folder", given), "folder", run)
+    (run / "checkpoints" / "00000002.pt").unlink()
+    weights_file.unlink()
+    train(read("folder", given), "folder", run, resume=True)
+    assert checkpoint.latest(run)["origin"]["weights"].endswith("weights.pt")
+    assert checkpoint.load(run)[0].origin["sha256"]
+
+
+def test_a_deep_network_that_starts_as_one_point_trains_all_the_same(photos, tmp_path, monkeypatch, capfd):
+    from metricweight.training import judging
+
+    class OnePoint(judging.RawPixels):
+        def forward(self, images):
+            return torch.ones(len(images), 4)
+
+    monkeypatch.setattr(judging, "RawPixels", OnePoint)
+    run = train(read("folder", words(photos, "steps=2", "validations=1")), "folder", tmp_path / "run")
+    assert set(json.loads((run / "report.json").read_text())["models"]) == {"untrained", "trained"}
+    assert "pixels: no report, " in capfd.readouterr().out

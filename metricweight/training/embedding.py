@@ -177,6 +177,8 @@ def _check_free(out: Path, shards: bool, overwrite: bool) -> None:
         raise InputError(f"--out must be an .npz file, got {out}.")
     if shards and out.is_file():
         raise InputError(f"{out} is a file; --shards makes a folder, so choose another --out.")
+    if shards and out.is_dir() and not any(out.glob(PARTS)) and any(out.glob("[!.]*")):
+        raise InputError(f"{out} is a folder of other things than embeddings; choose another --out.")
     if not shards and out.exists() and not overwrite:
         raise InputError(f"{out} is already there; add --overwrite to replace it, or choose another --out.")
 

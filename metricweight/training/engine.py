@@ -66,6 +66,7 @@ class Training:
             "settings": self.settings.model_dump(mode="json"),
             "stamp": self.images.stamp,
             "model": checkpoint.on_cpu(self.model),
+            "origin": self.model.origin,
             "objective": checkpoint.on_cpu(self.objective),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -75,6 +76,7 @@ class Training:
 
     def go_on(self, state: checkpoint.State) -> None:
         self.model.load_state_dict(state["model"])
+        self.model.origin = state["origin"]
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -94,8 +96,11 @@ class Training:
         }
 
 
-def prepared(settings: Settings, processes: Processes) -> Training:
-    """A training before its first step. Raises InputError for what is wrong with settings or data."""
+def prepared(settings: Settings, processes: Processes, goes_on: bool = False) -> Training:
+    """A training before its first step, or where it `goes_on`: there, nothing is fetched or read to start from.
+
+    Raises InputError for what is wrong with settings or data.
+    """
     images = load_images(settings.data)
     splits = splits_of(images, settings.data)
     labels = images.labels[splits["train"]]
@@ -105,7 +110,8 @@ def prepared(settings: Settings, processes: Processes) -> Training:
     sampler.share(0, processes.rank, processes.size)  # which says whether the processes can share a batch
     torch.manual_seed(settings.seed)
     with processes.first_alone():  # so that weights are fetched once
-        model = embedder(images.channels, **settings.model.model_dump())
+        fields = settings.model.model_dump() | ({"pretrained": False, "weights": None} if goes_on else {})
+        model = embedder(images.channels, **fields)
     objective = Objective(settings, torch.from_numpy(labels), model.levels, model.dim).to(processes.device)
     if settings.sync_batch_norm:
         if not processes.device.startswith("cuda"):

@@ -304,24 +304,37 @@ def as_onnx(network: nn.Module, channels: int, name: str) -> Any:
             why = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise InputError(f"torch {torch.__version__} cannot export {name}: {why[0]}") from error
     assert program is not None
-    return program.model_proto
+    proto = program.model_proto
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del part.metadata_props[:]  # lines and paths of the source that it came from
+    return proto
 
 
 def run_by_onnxruntime(model: bytes) -> Embed:
     """Embeds by a model, on the CPU."""
     from onnxruntime import InferenceSession
 
-    session = InferenceSession(model, providers=["CPUExecutionProvider"])
+    try:
+        session = InferenceSession(model, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for each reason
+        raise _not_run(error) from error
 
     def embed(pictures: Tensor) -> NDArray[np.float32]:
         given = np.ascontiguousarray(pictures.permute(0, 2, 3, 1).numpy())
-        unit, raw = session.run(["embeddings", "raw"], {"pictures": given})
+        try:
+            unit, raw = session.run(["embeddings", "raw"], {"pictures": given})
+        except Exception as error:
+            raise _not_run(error) from error
         if not np.allclose(unit, functional.normalize(torch.from_numpy(raw)).numpy(), atol=1e-5):
             raise InputError("the exported network's embeddings are not its raw ones at unit length.")
         found: NDArray[np.float32] = raw
         return found
 
     return embed
+
+
+def _not_run(error: Exception) -> InputError:
+    return InputError(f"onnxruntime {version('onnxruntime')} cannot run the exported network: {error}")
 
 
 def compared(
@@ -419,6 +432,8 @@ def _cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> list[float
 
 
 def _report(embeddings: NDArray[np.float32], labels: Indices) -> Mapping[str, float]:
+    if not np.isfinite(embeddings).all():
+        return {"recall@1": np.nan, "map@r": np.nan}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvaluationWarning)
         return evaluate(embeddings, labels, ks=[1]).metrics
@@ -462,10 +477,12 @@ def _described(settings: Settings, view: View, state: Mapping[str, Any], parity:
         "settings": json.dumps(plain),
         "step": str(state["step"]),
         "preprocessing": _inside_words(view, state["channels"]),
-        "pictures": f"uint8 [batch, height, width, {state['channels']}], turned as their EXIF tag says, "
-        + ("grey" if state["channels"] == 1 else "red first"),
+        "pictures": f"uint8 [batch, height, width, {state['channels']}], "
+        + ("grey" if state["channels"] == 1 else "red first")
+        + ", turned as their EXIF tag says"
+        + (f", large JPEGs shrunk by Pillow's draft to {view.needed} or more" if view.needed else ""),
         "comparison": "cosine: inner products of embeddings; tracklets: of means of raw",
-        "parity": json.dumps(asdict(parity)),
+        "parity": json.dumps(asdict(replace(parity, worst=Path(parity.worst).name))),
         "versions": _versions(),
     }
 
@@ -488,15 +505,22 @@ def _said(out: Path, proto: Any, view: View, channels: int, settings: Settings, 
     ]
     if settings.precision != "fp32":
         lines.append(f"  Both in float32; the run itself works in {settings.precision}.")
-    if parity.full_size is not None:
-        lines.append(
-            f"  The run reads large JPEGs shrunk; decoded in full, the cosine is {parity.full_size:.4f} or more."
-        )
+    draft = []
+    if view.needed is not None:
+        draft = [f'  picture.draft("RGB", ({view.needed}, {view.needed}))  # large JPEGs shrunk as they are read']
+        lines.append("  The run reads large JPEGs shrunk, as the lines below do." + _without_it(parity))
     lines += [
         "In Python:",
-        "  import numpy as np, onnxruntime; from PIL import Image, ImageOps",
+        "  import numpy as np, onnxruntime",
+        "  from PIL import Image, ImageOps",
         f'  model = onnxruntime.InferenceSession("{out}")',
-        f'  picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("{mode}")',
+        '  picture = Image.open("picture.jpg")',
+        *draft,
+        f'  picture = ImageOps.exif_transpose(picture).convert("{mode}")',
         f'  embeddings, raw = model.run(None, {{"pictures": {pixels}}})',
     ]
     return "\n".join(lines)
+
+
+def _without_it(parity: Parity) -> str:
+    return "" if parity.full_size is None else f" Read in full, the cosine can be {parity.full_size:.4f}."

@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from metricweight.checks import InputError
 from metricweight.data.images import Images
 from metricweight.data.split import Indices
 from metricweight.models.heads import Embedder
+from metricweight.progress import say
 from metricweight.retrieval import Report, evaluate
 from metricweight.retrieval.report import EvaluationWarning
 from metricweight.training import checkpoint
@@ -50,7 +52,13 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
     chosen = chosen_by(t)
     models = {}
     for name, embeddings in found.items():
-        report = judged(embeddings, t.images, indices, t.settings.ks, distributed=t.processes.size > 1)
+        try:
+            report = judged(embeddings, t.images, indices, t.settings.ks, distributed=t.processes.size > 1)
+        except InputError as error:  # a deep network without weights can give one point for all pictures
+            if name == "trained":
+                raise
+            say(f"{name}: no report, {error}")
+            continue
         data = {"source": t.settings.data.source, "stamp": t.images.stamp[:32], "seed": t.settings.data.seed}
         stamp = {**report.stamp, "data": {**report.stamp["data"], **data}}
         notes, metrics = report.notes, report.metrics
@@ -84,17 +92,16 @@ def accuracy(objective: Objective, embeddings: NDArray[np.float32], labels: Indi
 def check_ahead(t: Training) -> None:
     """Does once what is done again later, so that what is wrong with the data is said before the training.
 
-    Looks at the validation classes, reads every picture that is learned from or tested on, and judges random
-    embeddings of the test pictures.
+    Reads every picture, and judges random embeddings of those that are validated and tested on.
     """
     if t.settings.tensorboard:
         event_writer()
-    validate(t)
-    test = t.splits["test"]
-    read_all(t.images, np.concatenate([t.splits["train"], test]), t.settings.data, t.processes)
+    read_all(t.images, np.concatenate(list(t.splits.values())), t.settings.data, t.processes)
     if t.processes.first:
-        points = np.random.default_rng(0).standard_normal((len(items_of(t.images, test).first), 8), np.float32)
-        judged(points, t.images, test, t.settings.ks)
+        points = np.random.default_rng(0).standard_normal((len(t.images), 8), np.float32)
+        for split, ks, among_all in (("validation", [1], True), ("test", t.settings.ks, False)):
+            if len(indices := t.splits[split]):
+                judged(points[items_of(t.images, indices).first], t.images, indices, ks, among_all)
 
 
 def chosen_by(t: Training) -> str:

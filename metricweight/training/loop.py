@@ -59,7 +59,10 @@ def train(
             run = processes.tell(claimed)
             assert run is not None
             try:
-                _run(prepared(settings, processes), recipe, run, saved, resume)
+                state = processes.tell(checkpoint.latest(run) if resume and processes.first else None)
+                if resume and state is None:
+                    say(f"{run} holds no checkpoint: the training begins.")
+                _run(prepared(settings, processes, state is not None), state, recipe, run, saved)
             except KeyboardInterrupt:
                 raise Interrupted(_stopped(run, saved, settings)) from None
             if as_json and processes.first:
@@ -88,13 +91,10 @@ def _stopped(run: Path, saved: list[int], settings: Settings) -> str:
     )
 
 
-def _run(t: Training, recipe: str, run: Path, saved: list[int], resume: bool) -> None:
-    """Trains and tests, in a folder of its own."""
-    state = t.processes.tell(checkpoint.latest(run) if resume and t.processes.first else None)
+def _run(t: Training, state: checkpoint.State | None, recipe: str, run: Path, saved: list[int]) -> None:
+    """Trains and tests, from a state or from the beginning."""
     say(_described(t))
     if state is None:
-        if resume:
-            say(f"{run} holds no checkpoint: the training begins.")
         check_ahead(t)
         if t.processes.first:
             checkpoint.clear(run)
