@@ -36,7 +36,7 @@ class DataSettings(_Strict):
         "none", description="how pictures are cut and changed: `metricweight options transforms`"
     )
     pixels: PixelsName | None = Field(
-        None, description="scale and order of colours; null: imagenet for colour, half for grey"
+        None, description="scale and order of colours; null: as pretrained weights expect, else imagenet, grey half"
     )
     workers: int | None = Field(
         None, ge=0, description="processes that read pictures; 0: none, a thread; null: one per core, 8 at most"
@@ -284,7 +284,8 @@ def example_weighting(part: Mapping[str, Any]) -> Weighting:
 
 def arguments(part: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a loss of the settings: what stands beside its name, its weight in a sum, and `normalise`."""
-    return {key: value for key, value in part.items() if key not in ("name", "weight", "normalise")}
+    beside = ("name", "weight", "normalise") if LOSSES[part["name"]].kind == "example" else ("name", "weight")
+    return {key: value for key, value in part.items() if key not in beside}
 
 
 def at(part: Mapping[str, Any], progress: float) -> dict[str, Any]:

@@ -447,14 +447,41 @@ def test_tracklets_are_never_cut_and_never_more_than_a_block_is_embedded_at_once
             np.testing.assert_allclose(whole["embeddings"][i], model.features(x).mean(0).numpy(), atol=1e-5)
 
 
-def test_two_processes_write_the_file_of_one(persons, tmp_path):
-    words = ["embed", "small_cnn", "data.size=16", "data.workers=0", "--data", str(persons), "--flip", "--out"]
-    script = tmp_path / "parts_of_eight.py"
-    script.write_text(SLOWLY.replace("0.1", "0"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, how in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])):
-        command = [sys.executable, *how, str(script), *words, str(tmp_path / f"{name}.npz")]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("embeddings of") == 1
-    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+COUNTED = """
+import os, sys
+from pathlib import Path
+from metricweight.training import embedding, pictures
+embedding.PART, pictures.BLOCK = 8, 4
+own, count = embedding.embedded, 0
+def counted(network, images, *more):
+    global count
+    count += len(images)
+    return own(network, images, *more)
+embedding.embedded = counted
+from metricweight.cli import main
+main()
+Path(sys.argv[-1] + "." + os.environ["RANK"]).write_text(str(count))
+"""
+
+
+def test_two_processes_share_the_work_and_write_the_file_of_one(persons, tmp_path, small_parts, embedded):
+    settings = ["data.size=16", "data.workers=0"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as torchrun has it
+    try:
+        one = embed("small_cnn", settings, str(persons), flip=True, out=tmp_path / "one.npz")
+    finally:
+        torch.set_num_threads(threads)
+    script, two = tmp_path / "counted.py", tmp_path / "two.npz"
+    script.write_text(COUNTED)
+    how = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    words = ["embed", "small_cnn", *settings, "--data", str(persons), "--flip", "--out", str(two)]
+    done = subprocess.run(
+        [*how, *words], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("embeddings of") == 1
+    assert two.read_bytes() == one.read_bytes()
+    shares = [int((tmp_path / f"two.npz.{rank}").read_text()) for rank in range(2)]
+    assert sum(shares) == sum(embedded)
+    assert min(shares) >= sum(embedded) / 4

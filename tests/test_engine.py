@@ -172,7 +172,7 @@ def test_half_precision_gives_about_the_gradient_of_full_precision(precision):
     assert float((b / scale).norm()) == pytest.approx(float(a.norm()), rel=0.02)
     before = [p.detach().clone() for p in half.model.parameters()]
     update(half)
-    moved = [float((p - b).abs().max()) for p, b in zip(half.model.parameters(), before, strict=True)]
+    moved = [float((p.detach() - b).abs().max()) for p, b in zip(half.model.parameters(), before, strict=True)]
     assert 0 < max(moved) < 1
 
 
@@ -261,3 +261,23 @@ def test_labels_above_what_float32_holds_are_told_apart():
     done = gradients(t, [Batch(torch.randn(6, 1, 16, 16), np.arange(6))])
     assert done.labels.tolist() == big.tolist()
     assert engine.Done._fields == ("loss", "judged", "embeddings", "gradient", "indices", "labels")
+
+
+@pytest.mark.parametrize(("backbone", "pixels"), [("googlenet", "half"), ("resnet18", "imagenet")])
+def test_colours_are_as_the_weights_expect_them_unless_the_settings_say_otherwise(backbone, pixels, tmp_path):
+    from PIL import Image
+
+    from metricweight.models.heads import embedder
+
+    for label in range(8):
+        (tmp_path / "photos" / str(label)).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (32, 32), (label, number, 0)).save(tmp_path / "photos" / str(label) / f"{number}.png")
+    fields = {"backbone": backbone, "embedding_size": 8}
+    given = read("folder", [f"data.root={tmp_path / 'photos'}", *(f"model.{k}={v}" for k, v in fields.items())])
+    assert prepared(given, Processes()).settings.data.pixels is None  # random weights expect nothing
+    model = embedder(3, **given.model.model_dump())
+    torch.save({"model": model.state_dict()}, tmp_path / "weights.pt")
+    words = [f"data.root={tmp_path / 'photos'}", f"model.backbone={backbone}", f"model.weights={tmp_path / 'weights.pt'}"]
+    assert prepared(read("folder", words), Processes()).settings.data.pixels == pixels
+    assert prepared(read("folder", [*words, "data.pixels=caffe"]), Processes()).settings.data.pixels == "caffe"

@@ -213,3 +213,8 @@ def test_weights_of_examples_can_be_scaled_to_mean_one_in_each_batch():
     assert torch.allclose(scaled.abs().sum(1), weights / weights.sum())  # sum_i w_i g_i / sum_k w_k
     with pytest.raises(InputError, match=r"unknown setting loss.normalise"):
         read("digits", ["loss.name=ranked_list", "loss.normalise=true"])
+
+
+def test_an_argument_that_only_happens_to_be_called_normalise_reaches_its_loss():
+    assert read("glyphs", ["loss.name=instance_cross_entropy", "loss.normalise=true"]).build_loss().normalise
+    assert not read("glyphs", ["loss.name=instance_cross_entropy"]).build_loss().normalise

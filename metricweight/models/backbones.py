@@ -45,6 +45,7 @@ class Backbone:
     pretrained: str | None = "IMAGENET1K_V1"
     fields: int = 1
     norm: str | None = None
+    pixels: Literal["imagenet", "half"] = "imagenet"
     channels_last: bool = False
 
 
@@ -61,7 +62,7 @@ _ROWS = [
     Backbone("resnet34", "residual, 34 layers", "1512.03385", (128, 256, 512), _RESNET),
     Backbone("resnet50", "residual, 50 layers", "1512.03385", (512, 1024, 2048), _RESNET),
     Backbone("resnet101", "residual, 101 layers", "1512.03385", (512, 1024, 2048), _RESNET),
-    Backbone("googlenet", "with batch norm; data.pixels=half", "1409.4842", (512, 528, 1024), _GOOGLENET, smallest=15),
+    Backbone("googlenet", "with batch norm", "1409.4842", (512, 528, 1024), _GOOGLENET, smallest=15, pixels="half"),
 ]
 _ROWS += [
     Backbone(
@@ -222,6 +223,16 @@ def _as_map(model: Any, last: Tensor) -> Tensor:
     if last.ndim == 3:
         return last[:, getattr(model, "num_prefix_tokens", 0) :].transpose(1, 2)[..., None]
     return last.permute(0, 3, 1, 2) if str(getattr(model, "output_fmt", "")).endswith("NHWC") else last
+
+
+def expected_pixels(name: str) -> Literal["imagenet", "half"]:
+    """How the pretrained weights of a backbone expect colours: by ImageNet's mean and deviation, or from -1 to 1."""
+    if name in BACKBONES:
+        return BACKBONES[name].pixels
+    import timm
+
+    known = timm.get_pretrained_cfg(name.removeprefix("timm:"))
+    return "half" if known is not None and set(known.mean) == {0.5} else "imagenet"
 
 
 def build(

@@ -17,6 +17,7 @@ from metricweight.data.images import Images
 from metricweight.data.loader import Batch
 from metricweight.data.sampler import ClassBalancedSampler
 from metricweight.data.split import Indices
+from metricweight.models.backbones import expected_pixels
 from metricweight.models.heads import Embedder, embedder, rates
 from metricweight.settings import OptimizerSettings, Settings
 from metricweight.similarity import at_least_float32
@@ -112,6 +113,10 @@ def prepared(settings: Settings, processes: Processes, goes_on: bool = False) ->
     with processes.first_alone():  # so that weights are fetched once
         fields = settings.model.model_dump() | ({"pretrained": False, "weights": None} if goes_on else {})
         model = embedder(images.channels, **fields)
+    starts_from_weights = settings.model.pretrained or settings.model.weights is not None
+    if settings.data.pixels is None and starts_from_weights and images.channels == 3:
+        expected = expected_pixels(settings.model.backbone)
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"pixels": expected})})
     objective = Objective(settings, torch.from_numpy(labels), model.levels, model.dim).to(processes.device)
     if settings.sync_batch_norm:
         if not processes.device.startswith("cuda"):
