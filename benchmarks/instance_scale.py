@@ -21,7 +21,9 @@ import torch
 from metricweight.data.sampler import ClassBalancedSampler
 from metricweight.miners import InstanceMiner
 from metricweight.training.checkpoint import load
-from metricweight.training.embedding import embed_images, load_images, splits_of
+from metricweight.training.distributed import Processes
+from metricweight.training.embedding import embed_images
+from metricweight.training.pictures import load_images, splits_of
 
 
 def share_of_the_hardest(run: Path, scale: float) -> float:
@@ -30,7 +32,7 @@ def share_of_the_hardest(run: Path, scale: float) -> float:
     chosen = splits_of(images, settings.data)["train"]
     labels = images.labels[chosen]
     batch = chosen[ClassBalancedSampler(labels, 32, 4, seed=0).batch(0)]
-    embeddings = torch.from_numpy(embed_images(model, images, batch, settings.data, "cpu", None))
+    embeddings = torch.from_numpy(embed_images({"": model}, images, batch, settings.data, Processes(), None)[0][""])
     negative = InstanceMiner(scale).scores(embeddings, torch.from_numpy(images.labels[batch])).negative
     return (negative.amax(1) / negative.sum(1)).mean().item()
 

@@ -140,7 +140,9 @@ def main() -> None:
     count = asked.steps * asked.classes * 4
     place = torch.cuda.get_device_name() if asked.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"`python benchmarks/training.py {' '.join(sys.argv[1:])}`".replace(" `", "`") + "\n")
-    print(f"torch {torch.__version__}, {place}, {asked.rounds} rounds of {asked.steps} steps, {time.strftime('%Y-%m-%d')}\n")
+    print(
+        f"torch {torch.__version__}, {place}, {asked.rounds} rounds of {asked.steps} steps, {time.strftime('%Y-%m-%d')}\n"
+    )
     print(f"{asked.backbone}, {asked.size} x {asked.size}, {asked.classes} x 4 pictures, {asked.precision}\n")
     print(f"images/s: ours {count / best['ours']:,.1f}, bare {count / best['bare']:,.1f}")
     print(f"ours / bare: {best['bare'] / best['ours']:.3f}")

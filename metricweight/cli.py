@@ -29,7 +29,8 @@ def train(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that OUT holds.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run that OUT holds from its last checkpoint, if it has one.")
+        bool,
+        typer.Option("--resume", help="Go on with the run that OUT holds from its last checkpoint, if it has one."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, tell what would be done, and try one batch.")
@@ -65,7 +66,9 @@ def options(
 
     lists = {"backbones": backbones.listing, "transforms": transforms.listing, "samplers": sampler.listing}
     if what not in (*lists, None):
-        raise InputError(f"'{what}' is not a list of options{nearest(what or '', lists)} There are: {', '.join(lists)}.")
+        raise InputError(
+            f"'{what}' is not a list of options{nearest(what or '', lists)} There are: {', '.join(lists)}."
+        )
     for name in [what] if what else lists:
         typer.echo(f"{name}\n\n{lists[name]()}\n")
 

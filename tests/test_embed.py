@@ -459,8 +459,10 @@ def counted(network, images, *more):
     return own(network, images, *more)
 embedding.embedded = counted
 from metricweight.cli import main
-main()
-Path(sys.argv[-1] + "." + os.environ["RANK"]).write_text(str(count))
+try:
+    main()
+finally:
+    Path(sys.argv[-1] + "." + os.environ["RANK"]).write_text(str(count))
 """
 
 

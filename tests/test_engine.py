@@ -100,7 +100,8 @@ def test_a_chunk_draws_the_same_random_numbers_both_times_and_other_chunks_other
     t.model = t.network = model
     gradients(t, [batch(t)])
     first, second, again, more = model.drawn
-    assert torch.equal(first, again) and torch.equal(second, more)
+    assert torch.equal(first, again)
+    assert torch.equal(second, more)
     assert not torch.equal(first, second)
     t.step += 1
     gradients(t, [batch(t)])
@@ -278,6 +279,10 @@ def test_colours_are_as_the_weights_expect_them_unless_the_settings_say_otherwis
     assert prepared(given, Processes()).settings.data.pixels is None  # random weights expect nothing
     model = embedder(3, **given.model.model_dump())
     torch.save({"model": model.state_dict()}, tmp_path / "weights.pt")
-    words = [f"data.root={tmp_path / 'photos'}", f"model.backbone={backbone}", f"model.weights={tmp_path / 'weights.pt'}"]
+    words = [
+        f"data.root={tmp_path / 'photos'}",
+        f"model.backbone={backbone}",
+        f"model.weights={tmp_path / 'weights.pt'}",
+    ]
     assert prepared(read("folder", words), Processes()).settings.data.pixels == pixels
     assert prepared(read("folder", [*words, "data.pixels=caffe"]), Processes()).settings.data.pixels == "caffe"

@@ -151,6 +151,8 @@ def test_rows_of_resizing_weights_sum_to_one_and_average_what_they_shrink():
     # scale 2, filter 2 wide on both sides: pixels at -1.5, -0.5, 0.5, 1.5 from the middle count 1/4, 3/4, 3/4, 1/4
     assert rows[1].tolist() == pytest.approx([0, 1 / 8, 3 / 8, 3 / 8, 1 / 8, 0, 0, 0])
     assert rows[0].tolist() == pytest.approx([3 / 7, 3 / 7, 1 / 7, 0, 0, 0, 0, 0])  # what lies outside is left out
+    cut = export.Axis(*(torch.tensor([x]) for x in (2, 4, 2, 0)))  # 4 of the 8 pixels, from the third on, to 2
+    assert export.weights(cut, 2, 8)[0, 0].tolist() == pytest.approx([0, 0, 3 / 7, 3 / 7, 1 / 7, 0, 0, 0])
 
 
 def test_the_file_gives_the_embeddings_of_the_run(run, exported, photos):

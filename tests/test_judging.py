@@ -11,8 +11,8 @@ from metricweight.checks import InputError
 from metricweight.retrieval import evaluate
 from metricweight.settings import read
 from metricweight.training import checkpoint, loop
-from metricweight.training.engine import prepared
 from metricweight.training.distributed import Processes
+from metricweight.training.engine import prepared
 from metricweight.training.loop import train
 
 WORDS = [
@@ -97,7 +97,9 @@ def test_a_backbone_that_started_from_weights_is_reported_frozen(photos, tmp_pat
     folder = run(photos, tmp_path, f"model.weights={first / 'checkpoint.pt'}")
     models = json.loads((folder / "report.json").read_text())["models"]
     assert list(models) == ["pixels", "frozen", "trained"]
-    t = prepared(read("folder", [f"data.root={photos}", *WORDS, f"model.weights={first / 'checkpoint.pt'}"]), Processes())
+    t = prepared(
+        read("folder", [f"data.root={photos}", *WORDS, f"model.weights={first / 'checkpoint.pt'}"]), Processes()
+    )
     indices = t.splits["test"]
     pixels = torch.stack(t.images.read(indices))  # 20 x 20, so what the network sees is the middle, scaled
     assert pixels.shape[-1] == 20
@@ -113,9 +115,7 @@ def test_a_backbone_that_started_from_weights_is_reported_frozen(photos, tmp_pat
     assert "checkpoint.pt" in environment["weights"]["weights"]
 
 
-def test_damaged_pictures_stop_a_training_before_its_first_step_or_are_left_out_and_counted(
-    photos, tmp_path, capfd
-):
+def test_damaged_pictures_stop_a_training_before_its_first_step_or_are_left_out_and_counted(photos, tmp_path, capfd):
     import shutil
 
     spoiled = tmp_path / "spoiled"

@@ -46,7 +46,7 @@ def test_a_dry_run_in_json_is_json(metricweight):
     found = json.loads(out)
     assert found["data"]["train"]["images"] == 901
     assert found["network"]["parameters"] == {"backbone": 388320, "head": 262208}
-    assert 0 < found["batch"]["loss"]
+    assert found["batch"]["loss"] > 0
     assert found["batch"]["memory_bytes"] > 650528 * 4 * 3  # weights, and two numbers for each in AdamW
     assert found["settings"]["steps"] == 100
     assert found["origins"]["steps"] == "recipe"

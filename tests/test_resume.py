@@ -104,9 +104,10 @@ def stopped(photos, tmp_path, monkeypatch):
         if t.step == 13:
             raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "update", until_12)
+    monkeypatch.setattr(loop, "update", until_12)
+    with pytest.raises(Killed):
         train(read("folder", words(photos)), "folder", tmp_path / "run")
+    monkeypatch.setattr(loop, "update", own)
     return tmp_path / "run"
 
 
@@ -153,7 +154,7 @@ def test_other_pictures_are_refused_and_what_changes_no_number_is_not(photos, st
     changed = tmp_path / "changed"
     subprocess.run(["cp", "-r", photos, changed], check=True)
     (changed / "class 03" / "1.png").unlink()
-    with pytest.raises(InputError, match="the pictures, labels or splits of .*changed are others"):
+    with pytest.raises(InputError, match=r"the pictures, labels or splits of .*changed are others"):
         train(read("folder", [*words(photos), f"data.root={changed}"]), "folder", stopped, resume=True)
 
 

@@ -64,7 +64,11 @@ def test_the_loss_is_built_with_its_settings():
         ("glyphs", ["loss.margin=wide"], "setting loss.margin: should be a valid number.*got 'wide'"),
         ("glyphs", ["loss.gallery=open"], "setting loss.gallery: should be 'fixed' or 'free'; got 'open'"),
         ("glyphs", ["loss.name=ranked_lost"], "'ranked_lost' is not a loss; did you mean ranked_list?"),
-        ("glyphs", ["loss.name=imae", "loss.margin=0.3"], r"^unknown setting loss.margin; did you mean loss.normalise\?$"),
+        (
+            "glyphs",
+            ["loss.name=imae", "loss.margin=0.3"],
+            r"^unknown setting loss.margin; did you mean loss.normalise\?$",
+        ),
         ("glyphs", ["loss.name=imae", "loss.temprature=4"], r"loss.temprature; did you mean loss.temperature\?"),
         ("glyphs", ["loss.name=online_soft_mining", "loss.attention=1"], "unknown setting loss.attention"),
         ("glyphs", ["loss.name=dm", "loss.mode=1.5"], r"Emphasis mode is a probability in \[0, 1\), got 1.5"),

@@ -114,7 +114,7 @@ def latest(run: Path) -> State | None:
         half_written.unlink(missing_ok=True)  # the process that wrote it was killed
     for path in reversed(_states(run)):
         try:
-            return _read(path)
+            return read(path)
         except InputError as error:
             say(f"{error} The one before it is taken.")
     return None
@@ -122,14 +122,15 @@ def latest(run: Path) -> State | None:
 
 def initial(run: Path) -> State:
     """The state that a run started with."""
-    return _read(run / STATES / f"{0:08d}.pt")
+    return read(run / STATES / f"{0:08d}.pt")
 
 
 def _states(run: Path) -> list[Path]:
     return sorted((run / STATES).glob("[0-9]*.pt"))
 
 
-def _read(path: Path) -> State:
+def read(path: Path) -> State:
+    """A checkpoint of ours. Raises InputError where it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums in the file
             if (wrong := archive.testzip()) is not None:
@@ -174,7 +175,7 @@ def load(run: Path) -> tuple[Embedder, Settings, State]:
     path = run / "checkpoint.pt"
     if not path.is_file():
         raise InputError(f"{run} holds no checkpoint.pt; give the folder that `metricweight train` wrote.")
-    state = _read(path)
+    state = read(path)
     try:
         settings = resolve(state["settings"])
         model = blank(settings, state["channels"])

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -54,6 +54,14 @@ class Processes:
         box = [plain]
         torch.distributed.broadcast_object_list(box)
         return box[0]
+
+    def all_tell(self, plain: Plain) -> list[Plain]:
+        """What each process has, on all of them."""
+        if self.size == 1:
+            return [plain]
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, plain)
+        return found
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:

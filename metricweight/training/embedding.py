@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,16 @@ from metricweight.settings import DataSettings, Settings, read, resolve
 from metricweight.training import checkpoint
 from metricweight.training.distributed import Processes, joined
 from metricweight.training.engine import autocast
-from metricweight.training.pictures import BLOCK, blocks_of, items_of, load_images, seen, splits_of, view_of
+from metricweight.training.pictures import (
+    BLOCK,
+    blocks_of,
+    items_of,
+    load_images,
+    seen,
+    splits_of,
+    view_of,
+    with_pixels,
+)
 
 SPLITS = ("train", "validation", "test")
 PART = 16 * BLOCK  # pictures that are embedded before they are written down
@@ -96,6 +105,7 @@ def embed(
         if not len(indices):
             raise InputError(f"there are no {split} classes, since data.{split}={getattr(settings.data, split)}.")
         model = asked.model or _backbone(settings, images.channels, processes)
+        settings = settings if asked.model else with_pixels(settings, images.channels)
         _embed(model, settings, images, indices, split, flip, out, shards, overwrite, processes)
     return out
 
@@ -133,7 +143,7 @@ def _loaded(path: Path) -> tuple[Embedder, Settings, int]:
     if path.is_dir():
         model, settings, state = checkpoint.load(path)
         return model, settings, state["channels"]
-    state = checkpoint._read(path)
+    state = checkpoint.read(path)
     try:
         settings = resolve(state["settings"])
         model = checkpoint.blank(settings, state["channels"])
@@ -204,7 +214,7 @@ def _embed(
     if shards and not left and not overwrite:
         raise InputError(f"{out} is already there, with all parts; add --overwrite, or choose another --out.")
     if shapes:
-        say(f"{len(shapes)} of {len(cuts)} parts are there already; the work goes on with the others.")
+        say(f"{len(shapes)} of {len(cuts)} parts are there already{'; the work goes on with the others' * bool(left)}.")
     made = _by_parts(
         {"": model}, images, [cuts[number] for number in left], settings.data, processes, "embedding",
         settings.precision, flip,
@@ -279,7 +289,7 @@ def _there(folder: Path, count: int, stamp: Mapping[str, str], overwrite: bool) 
     Raises InputError for parts that have another stamp; with `overwrite`, they are taken away.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for half_written in folder.glob(".*.npz.*"):
+    for half_written in folder.glob(".part-*.npz.*"):
         half_written.unlink(missing_ok=True)  # the process that wrote it was killed
     found: dict[int, tuple[int, ...]] = {}
     for path in sorted(folder.glob(PARTS)):
@@ -402,7 +412,7 @@ def _means(
             if name not in sums:
                 sums[name] = found.new_zeros(len(counts), found.shape[1])
             sums[name].index_add_(0, where, found)
-    everybodys = _gathered(processes, ({name: total.shape[1] for name, total in sums.items()}, damaged))
+    everybodys = processes.all_tell(({name: total.shape[1] for name, total in sums.items()}, damaged))
     for bad in (bad for _, some in everybodys for bad in some):
         say(f"left out: {bad}")
     widths: dict[str, int] = {name: width for some, _ in everybodys for name, width in some.items()}
@@ -412,18 +422,6 @@ def _means(
         total = sums[name] if name in sums else counts.new_zeros(len(counts), widths.get(name, 0))
         means[name] = (processes.add_up(total)[there] / counts[there, None]).float().numpy()
     return Embedded(means, cut[there.numpy()[of]])
-
-
-Plain = TypeVar("Plain")
-
-
-def _gathered(processes: Processes, mine: Plain) -> list[Plain]:
-    """What each process has, on all of them."""
-    if processes.size == 1:
-        return [mine]
-    found: list[Any] = [None] * processes.size
-    torch.distributed.all_gather_object(found, mine)
-    return found
 
 
 @torch.inference_mode()

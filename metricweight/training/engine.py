@@ -17,14 +17,13 @@ from metricweight.data.images import Images
 from metricweight.data.loader import Batch
 from metricweight.data.sampler import ClassBalancedSampler
 from metricweight.data.split import Indices
-from metricweight.models.backbones import expected_pixels
 from metricweight.models.heads import Embedder, embedder, rates
 from metricweight.settings import OptimizerSettings, Settings
 from metricweight.similarity import at_least_float32
 from metricweight.training import checkpoint
 from metricweight.training.distributed import Processes
 from metricweight.training.objective import Objective
-from metricweight.training.pictures import load_images, splits_of
+from metricweight.training.pictures import load_images, splits_of, with_pixels
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -113,10 +112,7 @@ def prepared(settings: Settings, processes: Processes, goes_on: bool = False) ->
     with processes.first_alone():  # so that weights are fetched once
         fields = settings.model.model_dump() | ({"pretrained": False, "weights": None} if goes_on else {})
         model = embedder(images.channels, **fields)
-    starts_from_weights = settings.model.pretrained or settings.model.weights is not None
-    if settings.data.pixels is None and starts_from_weights and images.channels == 3:
-        expected = expected_pixels(settings.model.backbone)
-        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"pixels": expected})})
+    settings = with_pixels(settings, images.channels)
     objective = Objective(settings, torch.from_numpy(labels), model.levels, model.dim).to(processes.device)
     if settings.sync_batch_norm:
         if not processes.device.startswith("cuda"):

@@ -352,8 +352,8 @@ def compared(
     cosines: list[tuple[float, str]] = []
     given: set[tuple[int, ...]] = set()
     for pictures, some in track(_batches(view, images, indices, damaged), "comparing"):
-        probes = [(i, probe) for i, picture in zip(some[: max(0, PROBED - len(of))], pictures, strict=False)
-                  for probe in _probes(picture)]  # fmt: skip
+        first = zip(some, pictures[: max(0, PROBED - len(of))], strict=False)
+        probes = [(i, probe) for i, picture in first for probe in _probes(picture)]
         by_run.append(run(pictures))
         by_file.append(file(pictures))
         of += some
@@ -432,6 +432,7 @@ def _cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> list[float
 
 
 def _report(embeddings: NDArray[np.float32], labels: Indices) -> Mapping[str, float]:
+    """Recall@1 and MAP@R, each picture among all others; not a number where an embedding is not."""
     if not np.isfinite(embeddings).all():
         return {"recall@1": np.nan, "map@r": np.nan}
     with warnings.catch_warnings():
@@ -498,7 +499,7 @@ def _said(out: Path, proto: Any, view: View, channels: int, settings: Settings, 
         f"  embeddings  float32 [batch, {dim}] of unit length; their inner products are cosines",
         f"  raw         float32 [batch, {dim}] before that; tracklets: the mean of their frames' raw embeddings",
         f"  {_inside_words(view, channels)}",
-        f"On {parity.pictures} pictures of the run ({parity.sizes} sizes, 1 to {parity.batches[0]} at once), "
+        f"On {parity.pictures} pictures ({parity.sizes} sizes, 1 to {parity.batches[0]} at once), "
         f"file and run: cosine {parity.cosine:.6f} or more,",
         f"  Recall@1 {100 * parity.recall[1]:.2f} and {100 * parity.recall[0]:.2f} %, "
         f"MAP@R {100 * parity.map_r[1]:.2f} and {100 * parity.map_r[0]:.2f} %.",

@@ -11,8 +11,9 @@ from metricweight.data.images import Held, Images, digits, from_manifest
 from metricweight.data.loader import Batch, Wanted, auto_workers, batches
 from metricweight.data.split import Indices, split_by_class
 from metricweight.data.transforms import View
+from metricweight.models.backbones import expected_pixels
 from metricweight.progress import say, track
-from metricweight.settings import DataSettings
+from metricweight.settings import DataSettings, Settings
 from metricweight.training.distributed import Processes
 
 BLOCK = 256  # pictures that are read and embedded at once
@@ -37,6 +38,15 @@ def load_images(data: DataSettings, channels: int | None = None) -> Images:
     if data.transform == "distort":
         raise InputError("data.transform=distort is for the glyphs; use crop or none for pictures.")
     return from_manifest(data.root, view_of(data).needed, channels or 3)
+
+
+def with_pixels(settings: Settings, channels: int) -> Settings:
+    """The settings with colours as the weights expect them that the network starts from, where nothing else is said."""
+    weights = settings.model.pretrained or settings.model.weights is not None
+    if settings.data.pixels is not None or not weights or channels != 3:
+        return settings
+    expected = expected_pixels(settings.model.backbone)
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"pixels": expected})})
 
 
 def view_of(data: DataSettings) -> View:
