@@ -141,7 +141,8 @@ def main() -> None:
     place = torch.cuda.get_device_name() if asked.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"`python benchmarks/training.py {' '.join(sys.argv[1:])}`".replace(" `", "`") + "\n")
     print(
-        f"torch {torch.__version__}, {place}, {asked.rounds} rounds of {asked.steps} steps, {time.strftime('%Y-%m-%d')}\n"
+        f"torch {torch.__version__}, {place}, {asked.rounds} rounds of {asked.steps} steps, "
+        f"{time.strftime('%Y-%m-%d')}\n"
     )
     print(f"{asked.backbone}, {asked.size} x {asked.size}, {asked.classes} x 4 pictures, {asked.precision}\n")
     print(f"images/s: ours {count / best['ours']:,.1f}, bare {count / best['bare']:,.1f}")

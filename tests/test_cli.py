@@ -408,7 +408,7 @@ def no_write_for_the_report():
         (lambda: ["train", "glyphs", "data.size=64"], "the glyphs are drawn 32 x 32; data.size=64 cannot be"),
         (lambda: ["train", "folder"], "setting data.root is needed"),
         (lambda: ["train", "folder", "data.root=nowhere"], "nowhere is not there; give a folder of class folders"),
-        (run_folder, "already holds a run (embeddings.npz); choose another --out, add --resume to go on with it, or --overwrite"),
+        (run_folder, "already holds a run (embeddings.npz); choose another --out, add --resume to go on with it, or"),
         (a_file_in_the_way, "cannot write to file/run"),
         (lambda: ["train", "digits", "device=cuda"], "device=cuda was asked for, but torch finds no GPU"),
         (lambda: ["train", "digits", "loss=imae"], "setting loss is a group of settings; its name is loss.name=imae"),

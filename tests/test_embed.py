@@ -253,7 +253,7 @@ def test_a_folder_with_all_parts_is_kept_unless_it_may_be_replaced(run, tmp_path
 
 def test_a_checkpoint_in_a_run_is_embedded_by_and_the_average_where_there_is_one(run, photos, metricweight):
     view = View("crop", (16, 16))
-    state = checkpoint._read(run / "checkpoints" / "00000003.pt")
+    state = checkpoint.read(run / "checkpoints" / "00000003.pt")
     model = embedder(3, backbone="small_cnn", embedding_size=8)
     model.load_state_dict({name[7:]: x for name, x in state["average"].items() if name.startswith("module.")})
     code, out, err = metricweight("embed", run / "checkpoints" / "00000003.pt", "--split", "all")
