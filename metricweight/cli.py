@@ -168,6 +168,23 @@ def embed(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    onnx: Annotated[Path | None, typer.Option(help="File to write.", show_default="RUN/model.onnx")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Pictures to check it on: glyphs, digits, a folder of class folders, a CSV or a manifest.",
+                     show_default="the test pictures of the run"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
+) -> None:  # fmt: skip
+    """Write the network of a run, preprocessing included, as an ONNX file that gives the same embeddings, or none."""
+    from metricweight.training.export import export
+
+    export(run, onnx, data, overwrite)
+
+
+@app.command()
 def evaluate(
     embeddings: Annotated[Path, typer.Argument(help=".npz, .npy, .csv or .parquet, or the folder of a run.")],
     labels: Annotated[
