@@ -90,7 +90,7 @@ def test_tensorboard_has_the_numbers_of_the_log(metricweight, tmp_path):
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
-    assert {"p/mean", "learning_rate", "images_per_second", "spread"} <= set(events.Tags()["scalars"])
+    assert {"p/mean", "learning_rate/default", "images_per_second", "spread"} <= set(events.Tags()["scalars"])
 
 
 def test_a_training_in_json_prints_its_report_and_nothing_else(metricweight, tmp_path):

@@ -297,3 +297,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     settings = read("digits", ["steps=20", "optimizer.learning_rate=1e30"])
     with pytest.raises(InputError, match=r"the loss is nan at step \d+: the training has diverged; lower"):
         train(settings, "digits", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [([], 0), (["batch.chunk=20"], 1), (["batch.chunk=20", "model.frozen_batch_norm=true"], 0), (["batch.chunk=80"], 0)],
+)
+def test_batch_normalisation_over_chunks_is_told_once(words, said, tmp_path, capfd):
+    train(read("digits", ["steps=2", *words]), "digits", tmp_path / "run")
+    assert capfd.readouterr().out.count("Batch normalisation goes by the statistics of each chunk") == said
+
+
+def test_the_log_has_the_rate_of_each_part_that_has_its_own(tmp_path):
+    words = ["steps=2", "optimizer.factors={head: 10, block1: 0.5}", "optimizer.learning_rate=0.0001"]
+    run = train(read("digits", words), "digits", tmp_path / "run")
+    rates = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["learning_rate"]
+    base = rates["default"]
+    assert rates == {"default": base, "head": pytest.approx(10 * base), "block1": pytest.approx(base / 2)}

@@ -76,18 +76,17 @@ class TrainingLog:
         yield
         self.waited += time.perf_counter() - started
 
-    def step(self, step: int, loss: float, learning_rate: float, images: int, facts: Mapping[str, Any]) -> None:
+    def step(self, step: int, loss: float, images: int, facts: Mapping[str, Any]) -> None:
         """What is known of a step that is due.
 
         images  of each step since the last that was reported
-        facts   how its weights were spread
+        facts   what else there is to say: learning rates, how its weights were spread
         """
         seconds = time.perf_counter() - self.since
         speed = (step - self.seen) * images / seconds
         line = {
             "step": step,
             "loss": loss,
-            "learning_rate": learning_rate,
             "images_per_second": round(speed, 1),
             "data_wait": round(self.waited / seconds, 4),  # share of the time
             **facts,

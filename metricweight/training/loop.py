@@ -153,9 +153,9 @@ def _train(t: Training, run: Path, saved: list[int]) -> None:
             facts = watch.look(done, reporting)
             update(t)
             if reporting:
-                facts = {**facts, "unreadable": len(unread)}
-                speed_of = len(done.labels) * len(micro)
-                log.step(t.step, float(done.loss), t.optimizer.param_groups[0]["lr"], speed_of, facts)
+                rates = {group["name"]: group["lr"] for group in t.optimizer.param_groups}
+                facts = {"learning_rate": rates, **facts, "unreadable": len(unread)}
+                log.step(t.step, float(done.loss), len(done.labels) * len(micro), facts)
             if looking and (found := validate(t)):
                 log.validation(t.step, found, "test" if chosen_by(t) == "test" else "validation")
                 if chosen_by(t) != "last" and (t.best is None or found["map@r"] > t.best["value"]):
