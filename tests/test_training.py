@@ -301,7 +301,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [([], 0), (["batch.chunk=20"], 1), (["batch.chunk=20", "model.frozen_batch_norm=true"], 0), (["batch.chunk=80"], 0)],
+    [
+        ([], 0),
+        (["batch.chunk=20"], 1),
+        (["batch.chunk=20", "model.frozen_batch_norm=true"], 0),
+        (["batch.chunk=80"], 0),
+    ],
 )
 def test_batch_normalisation_over_chunks_is_told_once(words, said, tmp_path, capfd):
     train(read("digits", ["steps=2", *words]), "digits", tmp_path / "run")

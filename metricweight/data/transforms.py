@@ -28,7 +28,7 @@ TransformName = Literal[
     "none", "crop", "distort", "ranked_list", "ranked_list_simpler", "multi_similarity", "proxy_anchor",
     "proxy_nca", "reality_check", "norm_softmax", "person", "small",
 ]  # fmt: skip
-PixelsName = Literal["imagenet", "caffe", "bn_inception", "half"]
+PixelsName = Literal["imagenet", "caffe", "bn_inception", "half", "clip"]
 
 # The distortion of the built-in glyphs. Half of it would let raw pixels find the character; this was settled by
 # looking at the pictures and at raw pixels alone, before anything was trained.
@@ -43,6 +43,10 @@ CONTRAST = 0.5  # faintest
 WHITE = 250  # a grey value from here on is border
 BORDER = 15  # pixels of it that stay
 ASPECTS = (3 / 4, 4 / 3)  # width to height
+SCALES = {  # mean and deviation of red, green, blue, of 1
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
 MEANS = {"caffe": (104.0, 117.0, 123.0), "bn_inception": (104.0, 117.0, 128.0)}  # blue, green, red, of 255
 
 
@@ -162,24 +166,24 @@ def scaled(images: Tensor, pixels: PixelsName | None = None) -> Tensor:
     """Pixels [B, C, h, w] in [0, 1], red first, on the scale that a network expects.
 
     imagenet      (x - mean) / deviation of each colour over ImageNet; grey as by half
+    clip          the same over the pictures of CLIP (Radford et al., 2021)
     half          (x - 1/2) / (1/2)
     caffe         255 x - 104, 117, 123, blue first
     bn_inception  255 x - 104, 117, 128, blue first
     None          imagenet
 
-    Raises InputError where grey pictures are to be put on a scale of colours, for caffe and bn_inception.
+    Raises InputError where grey pictures are to be put on a scale of colours, for clip, caffe and bn_inception.
     """
     grey = images.shape[1] == 1
-    if pixels is not None and pixels in MEANS:
-        if grey:
-            raise InputError(
-                f"data.pixels={pixels} is for colour, these pictures are grey; use data.pixels=half, or leave it out."
-            )
+    if grey and pixels in (*MEANS, "clip"):
+        raise InputError(
+            f"data.pixels={pixels} is for colour, these pictures are grey; use data.pixels=half, or leave it out."
+        )
+    if pixels in MEANS:
         return images.flip(1) * 255 - torch.tensor(MEANS[pixels]).view(1, 3, 1, 1)
     if grey or pixels == "half":
         return (images - 0.5) / 0.5
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-    deviation = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in SCALES[pixels or "imagenet"])
     return (images - mean) / deviation
 
 

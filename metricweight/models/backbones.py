@@ -225,14 +225,27 @@ def _as_map(model: Any, last: Tensor) -> Tensor:
     return last.permute(0, 3, 1, 2) if str(getattr(model, "output_fmt", "")).endswith("NHWC") else last
 
 
-def expected_pixels(name: str) -> Literal["imagenet", "half"]:
-    """How the pretrained weights of a backbone expect colours: by ImageNet's mean and deviation, or from -1 to 1."""
+def expected_pixels(name: str) -> Literal["imagenet", "half", "clip"]:
+    """How the pretrained weights of a backbone expect colours, a value of `data.pixels`.
+
+    Raises InputError where it is none of them.
+    """
     if name in BACKBONES:
         return BACKBONES[name].pixels
     import timm
 
     known = timm.get_pretrained_cfg(name.removeprefix("timm:"))
-    return "half" if known is not None and set(known.mean) == {0.5} else "imagenet"
+    scales: dict[tuple[float, ...], Literal["imagenet", "half", "clip"]] = {
+        (0.485, 0.456, 0.406): "imagenet",
+        (0.5, 0.5, 0.5): "half",
+        (0.481, 0.458, 0.408): "clip",
+    }
+    mean = (0.485, 0.456, 0.406) if known is None else tuple(round(x, 3) for x in known.mean)
+    if mean not in scales:
+        raise InputError(
+            f"the weights of {name} expect colours with the mean {mean}; say which data.pixels= comes near."
+        )
+    return scales[mean]
 
 
 def build(

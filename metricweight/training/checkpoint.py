@@ -71,8 +71,8 @@ def claimed_folder(out: Path | None, recipe: str, overwrite: bool, resume: bool 
 
 def clear(run: Path) -> None:
     """Takes away the files of an earlier run, and no others; settings.yaml holds the place until it is replaced."""
-    states = [f"{STATES}/{path.name}" for path in (run / STATES).glob("*.pt")]
-    for file in (*FILES, *MAYBE, *states):
+    states = sorted(f"{STATES}/{path.name}" for path in (run / STATES).glob("[0-9]*"))[::-1]
+    for file in (*states, *FILES, *MAYBE):  # states first: without them nobody goes on with a half of it
         if file != "settings.yaml":
             (run / file).unlink(missing_ok=True)
 
@@ -110,14 +110,23 @@ def save(run: Path, state: State, keep: int) -> None:
 
 def latest(run: Path) -> State | None:
     """The last state of a run that is whole; None where there is none. One that is damaged is named and passed over."""
-    for half_written in (run / STATES).glob(".*"):
+    for half_written in (*run.glob(".checkpoint.pt.*"), *(run / STATES).glob(".*")):
         half_written.unlink(missing_ok=True)  # the process that wrote it was killed
     for path in reversed(_states(run)):
         try:
             return read(path)
         except InputError as error:
             say(f"{error} The one before it is taken.")
+            path.rename(path.with_suffix(".damaged"))  # so that it does not count as one of those to keep
     return None
+
+
+def check_unused(run: Path) -> None:
+    """Raises InputError where a run that has no state to go on from has come to something that would be lost."""
+    damaged = list((run / STATES).glob("*.damaged"))
+    if damaged or (run / "report.json").exists():
+        why = "all its checkpoints are damaged" if damaged else f"{run / STATES} holds no checkpoint"
+        raise InputError(f"{run} holds a run that cannot go on: {why}. To begin anew: --overwrite.")
 
 
 def initial(run: Path) -> State:

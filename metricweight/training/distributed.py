@@ -47,6 +47,12 @@ class Processes:
             torch.distributed.all_reduce(x)
         return x
 
+    def from_first(self, x: Tensor) -> Tensor:
+        """What process 0 has, on all of them, in place."""
+        if self.size > 1:
+            torch.distributed.broadcast(x, 0)
+        return x
+
     def tell(self, plain: Plain) -> Plain:
         """What process 0 has, on all of them."""
         if self.size == 1:
@@ -110,6 +116,7 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
     console.quiet = quiet or rank > 0
     try:
         yield Processes(rank, torch.distributed.get_world_size(), f"cuda:{local}" if cuda else "cpu")
+        torch.distributed.destroy_process_group()  # not after an error, where it might wait for the others
     except RuntimeError as error:
         if any(word in str(error) for word in ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL")):
             raise InputError(
@@ -119,4 +126,3 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
         raise
     finally:
         console.quiet = quiet
-        torch.distributed.destroy_process_group()

@@ -148,7 +148,8 @@ def _loaded(path: Path) -> tuple[Embedder, Settings, int]:
         settings = resolve(state["settings"])
         model = checkpoint.blank(settings, state["channels"])
         average = state.get("average") or {}
-        weights = {name.removeprefix("module."): x for name, x in average.items() if name.startswith("module.")}
+        own = "module.0."  # of the network; the objective is module.1
+        weights = {name.removeprefix(own): x for name, x in average.items() if name.startswith(own)}
         model.load_state_dict(weights or state["model"])
     except (RuntimeError, KeyError) as error:
         raise InputError(f"{path} does not fit this version of metricweight: {error}") from None
@@ -426,12 +427,18 @@ def _means(
 
 @torch.inference_mode()
 def embedded(network: nn.Module, images: Tensor, precision: str = "fp32", flip: bool = False) -> Tensor:
-    """Embeddings [B, D] in float32."""
-    with autocast(precision, images.device.type):
-        found: Tensor = network(images)
-        if flip:
-            found = (found.float() + network(images.flip(-1)).float()) / 2
-    return found.float()
+    """Embeddings [B, D] in float32. Where a GPU has too little memory for so many images, half as many at a time."""
+    try:
+        with autocast(precision, images.device.type):
+            found: Tensor = network(images)
+            if flip:
+                found = (found.float() + network(images.flip(-1)).float()) / 2
+        return found.float()
+    except torch.cuda.OutOfMemoryError as error:
+        if len(images) == 1:
+            raise InputError(f"out of memory with a single picture ({error}); lower data.size.") from None
+    halves = torch.tensor_split(images, 2)  # here, where the memory of what failed is free again
+    return torch.cat([embedded(network, half, precision, flip) for half in halves])
 
 
 def write_embeddings(

@@ -32,7 +32,8 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Training:
     """What takes part in a training, and how far it is.
 
-    average   the moving average of the network's weights, where `ema` asks for one
+    average   the moving average of what the network and the objective learned, where `ema` asks for one
+    seconds   that its steps, looks and checkpoints took until now
     best      the step whose network is tested, and what it reached on the classes that it was chosen by
     """
 
@@ -51,11 +52,12 @@ class Training:
     average: AveragedModel | None
     step: int = 0
     best: dict[str, float] | None = None
+    seconds: float = 0.0
 
     @property
     def tested(self) -> Embedder:
         """The network that is judged."""
-        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
+        return self.model if self.average is None else self.average.module[0]  # type: ignore[index]
 
     def state(self) -> checkpoint.State:
         """All that is needed to go on. Random numbers are functions of the seed and the step."""
@@ -72,6 +74,8 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else checkpoint.on_cpu(self.average),
             "best": self.best,
+            "processes": self.processes.size,
+            "seconds": self.seconds,
         }
 
     def go_on(self, state: checkpoint.State) -> None:
@@ -82,7 +86,7 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
 
     def judged_network(self) -> checkpoint.State:
         """What `embed` needs of the network that is judged."""
@@ -92,7 +96,7 @@ class Training:
             "settings": self.settings.model_dump(mode="json"),
             "model": checkpoint.on_cpu(self.tested),
             "origin": self.model.origin,
-            "objective": checkpoint.on_cpu(self.objective),
+            "objective": checkpoint.on_cpu(self.objective if self.average is None else self.average.module[1]),  # type: ignore[index]
         }
 
 
@@ -119,13 +123,27 @@ def prepared(settings: Settings, processes: Processes, goes_on: bool = False) ->
             raise InputError(
                 "sync_batch_norm=true works on GPUs only; set it to false, or model.frozen_batch_norm=true."
             )
+        kinds = {type(m) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+        if not kinds <= {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:  # they do more, which would be lost
+            raise InputError(
+                f"sync_batch_norm=true does not know the batch normalisation of {settings.model.backbone}; "
+                "use model.frozen_batch_norm=true."
+            )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = model.to(device=processes.device, memory_format=memory_format)  # type: ignore[call-overload]
+    optimizer = _optimizer(model, objective, settings.optimizer)
     shared = None
     if processes.size > 1 and any(p.requires_grad for p in model.parameters()):
-        shared = DistributedDataParallel(model, device_ids=[processes.device] if "cuda" in processes.device else None)
+        device = [processes.device] if processes.device.startswith("cuda") else None
+        # a pooling of ours leaves the last layers of some of timm's networks without use
+        unused = settings.model.backbone.startswith("timm:") and settings.model.pooling is not None
+        shared = DistributedDataParallel(model, device_ids=device, find_unused_parameters=unused)
     network = shared or model
+    average = None
+    if settings.ema is not None:
+        learned = nn.ModuleList([model, objective])
+        average = AveragedModel(learned, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))  # type: ignore[no-untyped-call]
     return Training(
         settings,
         processes,
@@ -134,12 +152,12 @@ def prepared(settings: Settings, processes: Processes, goes_on: bool = False) ->
         sampler,
         model,
         objective,
-        _optimizer(model, objective, settings.optimizer),
+        optimizer,
         torch.amp.GradScaler(processes.device.split(":")[0], enabled=settings.precision == "fp16"),
         torch.from_numpy(images.labels).to(processes.device),
         shared,
         torch.compile(network) if settings.compile else network,
-        None if settings.ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)),  # type: ignore[no-untyped-call]
+        average,
     )
 
 
@@ -148,6 +166,10 @@ def _optimizer(model: Embedder, objective: Objective, asked: OptimizerSettings) 
     groups = [{**group, "lr": asked.learning_rate * group["factor"]} for group in rates(parts, asked.factors)]
     if not groups:
         raise InputError("nothing is left to learn: all parts are frozen or have the factor 0; let one of them learn.")
+    learned = {id(parameter) for group in groups for parameter in group["params"]}
+    for parameter in (*model.parameters(), *objective.parameters()):
+        if id(parameter) not in learned:
+            parameter.requires_grad_(False)
     if asked.name == "sgd":
         return torch.optim.SGD(groups, asked.learning_rate, asked.momentum, weight_decay=asked.weight_decay)
     kind = torch.optim.AdamW if asked.name == "adamw" else torch.optim.Adam
@@ -155,13 +177,13 @@ def _optimizer(model: Embedder, objective: Objective, asked: OptimizerSettings) 
 
 
 class Done(NamedTuple):
-    """What a step leaves to be reported: of the whole last batch, of all processes."""
+    """What a step leaves to be reported: of all processes, and, but for two, of the last of its batches alone."""
 
-    loss: Tensor
+    loss: Tensor  # the mean over all its batches
     judged: Tensor
     embeddings: Tensor  # [B, L*D]
     gradient: Tensor  # [B, L*D], of the loss with respect to the embeddings
-    indices: Tensor  # [B] of the pictures
+    indices: Tensor  # of the pictures of all its batches
     labels: Tensor  # [B]
 
 
@@ -170,10 +192,12 @@ def gradients(t: Training, micro: Sequence[Batch]) -> Done:
     t.model.train()
     t.objective.train()
     t.optimizer.zero_grad()
+    parts: list[Done] = []
     try:
         for place, batch in enumerate(micro):
-            done = _gradient(t, batch, t.step * len(micro) + place, 1 / len(micro), last=place == len(micro) - 1)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+            number, last = t.step * len(micro) + place, place == len(micro) - 1
+            parts.append(_gradient(t, batch, number, 1 / len(micro), last))
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise InputError(_out_of_memory(t, str(error))) from None
     except RuntimeError as error:
         if "can't allocate memory" in str(error):  # the CPU's words
@@ -183,7 +207,8 @@ def gradients(t: Training, micro: Sequence[Batch]) -> Done:
         for parameter in t.objective.parameters():
             if parameter.grad is not None:
                 t.processes.add_up(parameter.grad).div_(t.processes.size)
-    return done
+    loss = torch.stack([part.loss for part in parts]).mean()
+    return parts[-1]._replace(loss=loss, indices=torch.cat([part.indices for part in parts]))
 
 
 def _gradient(t: Training, batch: Batch, number: int, share: float, last: bool) -> Done:
@@ -236,7 +261,7 @@ def update(t: Training) -> None:
     t.scaler.update()
     t.step += 1
     if t.average is not None:
-        t.average.update_parameters(t.model)
+        t.average.update_parameters(nn.ModuleList([t.model, t.objective]))
 
 
 def rate(step: int, steps: int, asked: OptimizerSettings) -> float:

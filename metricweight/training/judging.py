@@ -31,25 +31,12 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
 
     Where the chosen one was trained with a classifier that knows all test classes, its report has the `accuracy`.
     """
-    before = checkpoint.blank(t.settings, t.images.channels)
-    before.load_state_dict(t.processes.tell(checkpoint.initial(run)["model"] if t.processes.first else {}))
-    blank = checkpoint.blank(t.settings, t.images.channels)
-    network, _, state = checkpoint.load(run) if t.processes.first else (blank, t.settings, {"objective": {}})
-    network.load_state_dict(t.processes.tell(network.state_dict()))
-    objective = deepcopy(t.objective).cpu()  # of the step of the chosen network, which need not be the last
-    objective.load_state_dict(t.processes.tell(state["objective"]))
-    started_from_weights = t.settings.model.pretrained or t.settings.model.weights is not None
-    networks = {
-        "pixels": RawPixels(),
-        "frozen" if started_from_weights else "untrained": Features(before) if started_from_weights else before,
-        "trained": network,
-    }
+    networks, objective, step = _networks(t, run)
     found, indices = embed_images(
         networks, t.images, t.splits["test"], t.settings.data, t.processes, "test pictures", t.settings.precision
     )
     if t.processes.first:
         write_embeddings(run / "embeddings.npz", found["trained"], t.images, indices, "test")
-    chosen = chosen_by(t)
     models = {}
     for name, embeddings in found.items():
         try:
@@ -60,18 +47,55 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
             say(f"{name}: no report, {error}")
             continue
         data = {"source": t.settings.data.source, "stamp": t.images.stamp[:32], "seed": t.settings.data.seed}
-        stamp = {**report.stamp, "data": {**report.stamp["data"], **data}}
-        notes, metrics = report.notes, report.metrics
+        report = replace(report, stamp={**report.stamp, "data": {**report.stamp["data"], **data}})
         if name == "trained":
-            share = accuracy(objective, embeddings, t.images.labels[items_of(t.images, indices).first])
-            if share is not None:
-                notes = [*notes, f"Accuracy of its classifier on the test pictures: {100 * share:.1f} %."]
-                metrics = {**metrics, "accuracy": share}
-            stamp["chosen"] = {"by": chosen, "step": int(t.best["step"]) if t.best else t.settings.steps}
-            if chosen == "test":
-                notes = [*notes, "Chosen on the test classes themselves: what it reaches on others is lower."]
-        models[name] = replace(report, stamp=stamp, notes=notes, metrics=metrics)
+            labels = t.images.labels[items_of(t.images, indices).first]
+            report = _told(report, chosen_by(t), step, accuracy(objective, embeddings, labels))
+        models[name] = report
     return models
+
+
+def _networks(t: Training, run: Path) -> tuple[dict[str, nn.Module], Objective, int]:
+    """The networks that are tested, by name; and the chosen one's objective and step."""
+    first = t.processes.first
+    network, _, state = checkpoint.load(run) if first else (t.model, t.settings, {})
+    state = t.processes.tell({name: state.get(name) for name in ("step", "model", "objective")})
+    if not first:
+        network = checkpoint.blank(t.settings, t.images.channels)
+        network.load_state_dict(state["model"])
+    objective = deepcopy(t.objective).cpu()  # of the step of the chosen network, which need not be the last
+    objective.load_state_dict(state["objective"])
+    networks: dict[str, nn.Module] = {"pixels": RawPixels()}
+    if (initial := t.processes.tell(_initial(run) if first else None)) is not None:
+        before = checkpoint.blank(t.settings, t.images.channels)
+        before.load_state_dict(initial)
+        if t.settings.model.pretrained or t.settings.model.weights is not None:
+            networks["frozen"] = Features(before)
+        else:
+            networks["untrained"] = before
+    return {**networks, "trained": network}, objective, state["step"]
+
+
+def _initial(run: Path) -> dict[str, Tensor] | None:
+    """The network before its first step; None where its checkpoint is damaged, which is said."""
+    try:
+        found: dict[str, Tensor] = checkpoint.initial(run)["model"]
+    except InputError as error:
+        say(f"The network as it was before the training is not tested: {error}")
+        return None
+    return found
+
+
+def _told(report: Report, chosen: str, step: int, accuracy: float | None) -> Report:
+    """The report of the chosen network, with what it was chosen by, and its classifier's accuracy if it has one."""
+    notes, metrics = [*report.notes], report.metrics
+    if accuracy is not None:
+        notes.append(f"Accuracy of its classifier on the test pictures: {100 * accuracy:.1f} %.")
+        metrics = {**metrics, "accuracy": accuracy}
+    if chosen == "test":
+        notes.append("Chosen on the test classes themselves: what it reaches on others is lower.")
+    stamp = {**report.stamp, "chosen": {"by": chosen, "step": step}}
+    return replace(report, notes=notes, metrics=metrics, stamp=stamp)
 
 
 def accuracy(objective: Objective, embeddings: NDArray[np.float32], labels: Indices) -> float | None:
@@ -116,6 +140,8 @@ def validate(t: Training) -> Mapping[str, float]:
     split = "test" if chosen_by(t) == "test" else "validation"
     if not len(t.splits[split]):
         return {}
+    for statistics in t.tested.buffers():  # which each process has of its own batches
+        t.processes.from_first(statistics)
     found, indices = embed_images(
         {"": t.tested}, t.images, t.splits[split], t.settings.data, t.processes, None, t.settings.precision
     )

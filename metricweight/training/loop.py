@@ -28,6 +28,8 @@ from metricweight.training.log import training_log
 from metricweight.training.pictures import seen
 from metricweight.training.watch import Watch
 
+KEEP_EVERY = 600  # seconds after which a checkpoint is due, wherever the training is
+
 
 def train(
     settings: Settings,
@@ -48,7 +50,8 @@ def train(
     Started by torchrun, all processes train one network by batches that they share.
 
     Raises InputError before the first step for whatever is wrong with settings, data or folder, and where a run that
-    goes on is not what it was; `Interrupted` after Ctrl-C, which leaves a checkpoint of the step that was reached.
+    goes on is not what it was; `Interrupted` after Ctrl-C, which leaves a checkpoint of the step that was reached (of
+    the last one that was saved, where there are several processes).
     """
     if resume and (overwrite or out is None):
         raise InputError("--resume goes on with the run in --out: give --out, and no --overwrite.")
@@ -61,6 +64,8 @@ def train(
             try:
                 state = processes.tell(checkpoint.latest(run) if resume and processes.first else None)
                 if resume and state is None:
+                    if processes.first:
+                        checkpoint.check_unused(run)
                     say(f"{run} holds no checkpoint: the training begins.")
                 _run(prepared(settings, processes, state is not None), state, recipe, run, saved)
             except KeyboardInterrupt:
@@ -106,15 +111,18 @@ def _run(t: Training, state: checkpoint.State | None, recipe: str, run: Path, sa
         checkpoint.check_same(state, t.settings, t.images.stamp, run)
         t.go_on(state)
         say(f"The training goes on after step {t.step} of {t.settings.steps}.")
+        if state["processes"] != t.processes.size:
+            say(
+                f"It was done by {state['processes']} processes, and is by {t.processes.size} now: rounding differs, and "
+                "what depends on a process's share of a batch, as batch normalisation and dropout do."
+            )
         saved.append(t.step)
-    started = time.perf_counter()
     _train(t, run, saved)
-    seconds = time.perf_counter() - started
     models = tested(t, run)
     if t.processes.first:
         stem = run / "report"
-        reports.save(models, stem, recipe=recipe, steps=t.settings.steps, training_seconds=round(seconds, 1))
-    say(f"\n{reports.markdown(models)}\n\nTrained for {seconds:.0f} s. Everything is in {run}.")
+        reports.save(models, stem, recipe=recipe, steps=t.settings.steps, training_seconds=round(t.seconds, 1))
+    say(f"\n{reports.markdown(models)}\n\nTrained for {t.seconds:.0f} s. Everything is in {run}.")
 
 
 def _save(t: Training, run: Path, saved: list[int]) -> None:
@@ -127,13 +135,18 @@ def _save(t: Training, run: Path, saved: list[int]) -> None:
 
 
 def _train(t: Training, run: Path, saved: list[int]) -> None:
-    """The steps that are left, with looks at the validation classes. Saves at each look, at the end, after Ctrl-C."""
+    """The steps that are left, with looks at the validation classes. Saves at each look, every few minutes, at the end,
+    and after Ctrl-C."""
     steps, count = t.settings.steps, t.settings.validations
     looks = {round(steps * i / count) for i in range(1, count + 1)}
     every = t.settings.checkpoints.every
     watch = Watch(t, run)
     folder = run if t.processes.first else None
-    unread: set[str] = set()
+    damaged: set[str] = set()  # pictures that could not be read
+    unread: set[str] = set()  # those that were named
+    kept, started, before = time.monotonic(), time.perf_counter(), t.seconds
+    if t.processes.first:
+        (run / "stopped.json").unlink(missing_ok=True)  # of an earlier stretch
     with (
         training_log(folder, t.step, steps, t.settings.tensorboard) as log,
         _asked(t) as asked,
@@ -142,9 +155,7 @@ def _train(t: Training, run: Path, saved: list[int]) -> None:
         while t.step < steps:
             with log.waiting():
                 micro = [next(batch) for _ in range(t.settings.batch.accumulate)]
-            for bad in {name for part in micro for name in part.damaged} - unread:
-                say(f"replaced by another of its class: {bad}")
-                unread.add(bad)
+            damaged |= {name for part in micro for name in part.damaged}
             done = gradients(t, micro)
             stopping = asked.is_set()  # read once: what comes later in this step is answered after the next
             looking = t.step + 1 in looks
@@ -153,15 +164,25 @@ def _train(t: Training, run: Path, saved: list[int]) -> None:
             facts = watch.look(done, reporting)
             update(t)
             if reporting:
+                if t.settings.data.damaged == "skip":
+                    damaged = set().union(*t.processes.all_tell(damaged))
+                    for bad in sorted(damaged - unread):
+                        say(f"replaced by another of its class: {bad}")
+                    unread |= damaged
                 rates = {group["name"]: group["lr"] for group in t.optimizer.param_groups}
                 facts = {"learning_rate": rates, **facts, "unreadable": len(unread)}
                 log.step(t.step, float(done.loss), len(done.labels) * len(micro), facts)
+            late = time.monotonic() - kept > KEEP_EVERY
+            if saving or late:
+                watch.check_weights(done)
             if looking and (found := validate(t)):
                 log.validation(t.step, found, "test" if chosen_by(t) == "test" else "validation")
                 if chosen_by(t) != "last" and (t.best is None or found["map@r"] > t.best["value"]):
                     t.best = {"step": t.step, "value": found["map@r"]}
-            if saving:
+            if saving or late:
+                t.seconds = before + time.perf_counter() - started
                 _save(t, run, saved)
+                kept = time.monotonic()
             if stopping:
                 raise KeyboardInterrupt
 

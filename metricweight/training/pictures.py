@@ -1,5 +1,6 @@
 """The pictures that settings name: which there are, which are learned from, and how a network sees them."""
 
+import os
 from collections.abc import Generator, Iterable
 from typing import NamedTuple
 
@@ -108,7 +109,9 @@ def seen(
     images: Images, data: DataSettings, wanted: Iterable[Wanted], processes: Processes
 ) -> Generator[Batch, None, None]:
     """The batches that are wanted, as a network sees them by the settings."""
-    workers = auto_workers(images) if data.workers is None else data.workers
+    workers = data.workers
+    if workers is None and (workers := auto_workers(images)):  # shared among the processes of this machine
+        workers = max(1, workers // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     pin = processes.device != "cpu"
     return batches(images, view_of(data), wanted, workers=workers, pin=pin, damaged=data.damaged, cache=data.cache)
 

@@ -29,6 +29,8 @@ def dry_run(settings: Settings, origins: Mapping[str, str], as_json: bool) -> No
         t = prepared(settings, processes)
         check_ahead(t)
         found = {"data": _data(t), "network": _network(t), "steps": _steps(t), "batch": _batch(t)}
+    if not processes.first:
+        return
     if as_json:
         print(json.dumps({"settings": t.settings.model_dump(mode="json"), "origins": dict(origins), **found}, indent=2))
         return
@@ -96,8 +98,9 @@ def _batch(t: Training) -> dict[str, Any]:
     weights = sum(p.numel() * p.element_size() for p in t.model.parameters())
     for_learning = sum(p.numel() * p.element_size() for p in learned) * (1 + states)
     peak = torch.cuda.max_memory_allocated() if cuda else sum(held.values()) + weights
+    scale = t.scaler.get_scale()
     norms = {
-        name: math.sqrt(sum(float(p.grad.square().sum()) for p in part.parameters() if p.grad is not None))
+        name: math.sqrt(sum(float((p.grad / scale).square().sum()) for p in part.parameters() if p.grad is not None))
         for name, part in (("backbone", t.model.backbone), ("head", t.model.heads), *t.objective.parts().items())
     }
     facts = weight_statistics(t.objective, done.judged, done.embeddings, done.gradient, done.labels, t.step)

@@ -34,6 +34,7 @@ class Watch:
         if self.before is not None:
             loss, step, indices, event = self.before
             event.synchronize()
+            self.before = None
             self._check(float(loss), step, indices)
         if t.processes.device == "cpu" or closely:
             self._check(float(done.loss), t.step + 1, done.indices)
@@ -53,6 +54,15 @@ class Watch:
                 "lower optimizer.learning_rate, or choose another loss or margin",
             )
         return facts
+
+    def check_weights(self, done: Done) -> None:
+        """Raises InputError where what was learned is not finite, so that no such checkpoint is written."""
+        learned = (p for group in self.t.optimizer.param_groups for p in group["params"])
+        if not all(bool(torch.isfinite(p).all()) for p in learned):
+            self._stop(
+                "the weights are not finite", self.t.step, done.indices, "lower optimizer.learning_rate, or set "
+                "optimizer.clip=1"
+            )  # fmt: skip
 
     def _check(self, loss: float, step: int, indices: Tensor) -> None:
         if not math.isfinite(loss):
