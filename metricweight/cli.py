@@ -1,5 +1,6 @@
 """The command line. Each command calls one function; nothing heavy is loaded before it is known which."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -458,7 +459,9 @@ def main() -> None:
 
 
 def _say(text: str, code: int) -> int:
-    print(text, file=sys.stderr)
+    if text:
+        rank = os.environ.get("RANK", "0")  # by torchrun
+        print(text if rank == "0" else f"[process {rank}] {text}", file=sys.stderr)
     return code
 
 

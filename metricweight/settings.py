@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -267,7 +268,29 @@ def resolve(values: Mapping[str, Any]) -> Settings:
     from_elsewhere = {"total": total, "dim": settings.model.embedding_size}
     made: dict[str, Any] = {group: _made(group, parts[group][0], row, from_elsewhere) for group, row in named.items()}
     plus = [made.pop(group) for group in list(made) if group.startswith("plus.")]
-    return settings.model_copy(update={**made, "plus": plus})
+    settings = settings.model_copy(update={**made, "plus": plus})
+    if useless := list(_without_effect(settings)):
+        raise InputError("\n".join(useless))
+    return settings
+
+
+def _without_effect(settings: Settings) -> Iterable[str]:
+    """What is set and would do nothing, a sentence each."""
+    optimizer, fields = settings.optimizer, OptimizerSettings.model_fields
+    if optimizer.schedule != "steps":
+        for key in ("milestones", "decay"):
+            if getattr(optimizer, key) != fields[key].default:
+                yield f"setting optimizer.{key} is of optimizer.schedule=steps, and it is {optimizer.schedule}."
+    elif not optimizer.milestones:
+        yield "setting optimizer.schedule=steps needs optimizer.milestones, where the rate falls, such as [100,200]."
+    if optimizer.name != "sgd" and optimizer.momentum != fields["momentum"].default:
+        yield f"setting optimizer.momentum is of optimizer.name=sgd, and it is {optimizer.name}."
+    if settings.attention.form is None and settings.attention.weight != 1:
+        yield "setting attention.weight is of an attention, and attention.form is null; set it to poster or released."
+    if settings.memory.start and not settings.memory.size:
+        yield "setting memory.start is of a memory, and memory.size is 0; give it a size."
+    if settings.memory.size and settings.memory.start >= settings.steps:
+        yield f"setting memory.start={settings.memory.start} is not reached in {settings.steps} steps; lower it."
 
 
 def build(part: Mapping[str, Any]) -> nn.Module:
@@ -496,18 +519,25 @@ def _problems(model: type[BaseModel], values: Any, keys: Sequence[str], prefix: 
     try:
         model.model_validate(values)
     except ValidationError as error:
-        return [_plain(e, keys, prefix) for e in error.errors()]
+        return list(dict.fromkeys(_plain(e, keys, prefix) for e in error.errors()))
     return []
 
 
 def _plain(error: Any, keys: Sequence[str], prefix: str) -> str:
     key = prefix + ".".join(map(str, error["loc"]))
+    if error["loc"][:2] == ("data", "size"):  # a number or two, of which pydantic complains one by one
+        return "setting data.size: should be a number of pixels, 8 or more, or [height,width]."
     if error["type"] == "extra_forbidden":
         return f"unknown setting {key}{nearest(key, keys)}"
     if error["type"] == "missing":
         return f"setting {key} is needed; give {key}=..."
     if error["type"] == "list_type":
-        return f"setting {key}: should be a list such as [1,2]; got {error['input']!r}."
+        return f"setting {key}: should be a list such as [1,2] or [a,b]; got {error['input']!r}."
+    if error["type"] == "dict_type":
+        return f"setting {key}: should be a group such as {{head: 10}}; got {error['input']!r}."
+    if error["type"] == "literal_error":
+        close = nearest(str(error["input"]), re.findall("'([^']*)'", error["msg"]))
+        return f"setting {key}: {error['msg'].removeprefix('Input ')}; got {error['input']!r}{close}"
     return f"setting {key}: {error['msg'].removeprefix('Input ')}; got {error['input']!r}."
 
 

@@ -93,3 +93,54 @@ def test_when_a_process_is_lost_all_end_and_the_run_goes_on_later(photos, tmp_pa
     assert process.returncode != 0, out
     state = checkpoint.latest(run)
     assert state["step"] >= 2
+
+
+EACH_PROCESS = """
+import sys
+import numpy as np
+import torch
+from metricweight.settings import read
+from metricweight.training import pictures
+from metricweight.training.distributed import joined
+from metricweight.training.engine import gradients, prepared, update
+from metricweight.training.judging import validate
+from metricweight.training.loop import coming
+
+pictures.BLOCK = 4  # so that each process embeds some of the validation pictures
+
+
+def stepped(words):
+    t = prepared(read("folder", words), processes)
+    batches = coming(t)
+    for _ in range(3):
+        gradients(t, [next(batches)])
+        update(t)
+    batches.close()
+    return t
+
+
+with joined("cpu") as processes:
+    t = stepped(sys.argv[1:])
+    before = {name: x.clone() for name, x in t.model.named_buffers()}
+    told = processes.all_tell(before)
+    assert any(not torch.equal(told[0][name], told[1][name]) for name in before)  # each has those of its own batches
+    assert validate(t)
+    for name, value in t.model.named_buffers():
+        assert torch.equal(value, told[0][name]), name
+    timm = ["model.backbone=timm:convnext_atto", "model.pooling=gem", "data.size=32"]
+    t = stepped([*sys.argv[1:], *timm])  # its own last norm is left without use
+    norms = processes.all_tell([float(p.detach().norm()) for p in t.model.parameters()])
+    assert np.allclose(norms[0], norms[1], rtol=1e-6)
+    sys.stdout.write("both right\\n")
+"""
+
+
+def test_processes_validate_one_network_and_train_those_that_use_a_part_of_themselves(photos, tmp_path):
+    pytest.importorskip("timm")
+    (tmp_path / "each.py").write_text(EACH_PROCESS)
+    words = [f"data.root={photos}", *WORDS, "model.frozen_batch_norm=false", "data.validation=0.3"]
+    how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "each.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *how, *words], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("both right") == 2

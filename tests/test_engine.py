@@ -14,7 +14,7 @@ from metricweight.data.loader import Batch
 from metricweight.losses import LOSSES
 from metricweight.settings import read
 from metricweight.training import engine, watch
-from metricweight.training.distributed import Processes
+from metricweight.training.distributed import Processes, joined
 from metricweight.training.engine import gradients, prepared, update
 
 WORDS = [
@@ -234,7 +234,7 @@ def test_a_batch_whose_embeddings_are_one_point_stops_the_training(tmp_path):
 
 
 def test_one_picture_alone_has_not_collapsed(tmp_path):
-    t = training("batch.classes=1", "batch.images=1")
+    t = training("batch.classes=1", "batch.images=1", "loss.name=cce")
     assert watch.Watch(t, tmp_path).look(gradients(t, [batch(t, size=1)]), True)["spread"] == pytest.approx(0, abs=1e-3)
 
 
@@ -286,3 +286,77 @@ def test_colours_are_as_the_weights_expect_them_unless_the_settings_say_otherwis
     ]
     assert prepared(read("folder", words), Processes()).settings.data.pixels == pixels
     assert prepared(read("folder", [*words, "data.pixels=caffe"]), Processes()).settings.data.pixels == "caffe"
+
+
+def test_every_batch_of_a_step_is_watched(tmp_path):
+    t = training("batch.accumulate=2", "loss.name=cce")
+    first, second = spoiled(t, math.nan), batch(t, 1)
+    done = gradients(t, [first, second])
+    assert done.indices.tolist() == [*first.indices.tolist(), *second.indices.tolist()]
+    with pytest.raises(InputError, match="the loss is nan at step 1"):
+        watch.Watch(t, tmp_path).look(done, False)
+
+
+def test_the_average_is_of_the_classifier_too():
+    t = training("ema=0.5", "loss.name=cce")
+    for number in range(2):
+        gradients(t, [batch(t, number)])
+        update(t)
+        if not number:
+            before = t.objective.parts()["classifier"][0].weight.detach().clone()
+    now = t.objective.parts()["classifier"][0].weight.detach()
+    found = t.judged_network()["objective"]["classifiers.0.weight"]
+    assert torch.allclose(found, (before + now) / 2, atol=1e-7)
+    assert not torch.allclose(found, now, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["batch.images=1"], "batch.images=1 leaves a loss on pairs without two pictures of one class to compare"),
+        (["batch.classes=1"], "batch.classes=1 leaves a loss on pairs without two classes to compare"),
+    ],
+)
+def test_batches_without_positives_or_negatives_are_refused_for_losses_on_pairs(words, message):
+    with pytest.raises(InputError, match=message):
+        training(*words)
+    training(*words, "loss.name=cce")
+    training(*words, "memory.size=20")
+
+
+def test_what_has_a_factor_of_0_has_no_gradient():
+    t = training("optimizer.factors={block1: 0}")
+    gradients(t, [batch(t)])
+    assert all(p.grad is None for p in t.model.backbone.block1.parameters())
+    assert t.model.heads[0].linear.weight.grad is not None
+
+
+def test_out_of_memory_anywhere_is_said_plainly():
+    with pytest.raises(InputError, match=r"out of memory \(.*tried to allocate 9 bytes.*lower data.size"), joined():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+    with pytest.raises(RuntimeError, match="something else"), joined():
+        raise RuntimeError("something else")
+
+
+def test_a_network_without_memory_for_a_block_embeds_parts_of_it():
+    from metricweight.training.embedding import embedded
+
+    seen = []
+
+    class Small(nn.Module):
+        def forward(self, images):
+            if len(images) > 3:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            seen.append(len(images))
+            return images.flatten(1)
+
+    images = torch.randn(10, 1, 2, 2)
+    assert torch.equal(embedded(Small(), images), images.flatten(1))
+    assert sum(seen) == 10
+    with pytest.raises(InputError, match=r"out of memory with a single picture .*; lower data.size"):
+        embedded(nn.Sequential(Never()), images[:2])
+
+
+class Never(nn.Module):
+    def forward(self, images):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -682,3 +682,15 @@ def test_weights_that_timm_fetched_are_named_with_the_checksum_of_their_tensors(
     assert model.origin == {"weights": "timm timm/test_vit.r160_in1k", "sha256": weights.checksum(model.backbone)}
     with pytest.raises(InputError, match="timm has no weights for 'botnet50ts_256'"):
         embedder(3, backbone="timm:botnet50ts_256", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("resnet50", "imagenet"), ("googlenet", "half"), ("timm:vit_small_patch16_224.dino", "imagenet"),
+        ("timm:vit_base_patch16_clip_224.openai", "clip"), ("timm:vit_base_patch16_siglip_224.webli", "half"),
+    ],
+)  # fmt: skip
+def test_pretrained_weights_are_known_to_expect_their_colours(name, pixels):
+    pytest.importorskip("timm")
+    assert backbones.expected_pixels(name) == pixels

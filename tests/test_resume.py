@@ -15,7 +15,7 @@ from PIL import Image
 
 from metricweight.checks import InputError
 from metricweight.settings import read
-from metricweight.training import checkpoint
+from metricweight.training import checkpoint, loop
 from metricweight.training.loop import train
 
 # everything that has a state: a classifier, a memory, attention, an average, momentum, a schedule, drawn crops
@@ -92,7 +92,6 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(photos,
 @pytest.fixture
 def stopped(photos, tmp_path, monkeypatch):
     """A run that was stopped after 12 steps."""
-    from metricweight.training import loop
 
     class Killed(BaseException):
         pass
@@ -188,7 +187,7 @@ def test_to_go_on_needs_the_folder(photos):
 def test_to_go_on_nothing_is_needed_that_the_network_started_from(photos, uninterrupted, tmp_path):
     weights_file, run = tmp_path / "weights.pt", tmp_path / "run"
     weights_file.write_bytes((uninterrupted / "checkpoint.pt").read_bytes())
-    given = words(photos, f"model.weights={weights_file}", "steps=2", "validations=1")
+    given = words(photos, f"model.weights={weights_file}", "steps=2", "validations=1", "memory.start=1")
     train(read("folder", given), "folder", run)
     (run / "checkpoints" / "00000002.pt").unlink()
     weights_file.unlink()
@@ -205,6 +204,75 @@ def test_a_deep_network_that_starts_as_one_point_trains_all_the_same(photos, tmp
             return torch.ones(len(images), 4)
 
     monkeypatch.setattr(judging, "RawPixels", OnePoint)
-    run = train(read("folder", words(photos, "steps=2", "validations=1")), "folder", tmp_path / "run")
+    run = train(read("folder", words(photos, "steps=2", "validations=1", "memory.start=1")), "folder", tmp_path / "run")
     assert set(json.loads((run / "report.json").read_text())["models"]) == {"untrained", "trained"}
     assert "pixels: no report, " in capfd.readouterr().out
+
+
+@pytest.fixture
+def finished(photos, tmp_path):
+    """A short run that came to its end."""
+    given = read("folder", words(photos, "steps=4", "optimizer.milestones=[2]", "memory.start=1"))
+    return given, train(given, "folder", tmp_path / "run")
+
+
+def test_a_finished_run_whose_checkpoints_are_gone_or_damaged_is_not_thrown_away(finished):
+    given, run = finished
+    report = (run / "report.json").read_bytes()
+    states = sorted(run.glob("checkpoints/*.pt"))
+    for path in states:
+        path.write_bytes(path.read_bytes()[:999])
+    with pytest.raises(InputError, match=r"cannot go on: all its checkpoints are damaged. To begin anew: --overwrite"):
+        train(given, "folder", run, resume=True)
+    for path in run.glob("checkpoints/*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"cannot go on: .*checkpoints holds no checkpoint. To begin anew: --overwr"):
+        train(given, "folder", run, resume=True)
+    assert (run / "report.json").read_bytes() == report
+
+
+def test_a_finished_run_gives_its_report_again_also_without_its_first_checkpoint(finished, capfd):
+    given, run = finished
+    models = json.loads((run / "report.json").read_text())["models"]
+    (run / "checkpoints" / "00000000.pt").write_bytes(b"nothing")
+    train(given, "folder", run, resume=True)
+    again = json.loads((run / "report.json").read_text())
+    assert again["models"]["trained"] == models["trained"]
+    assert set(again["models"]) == {"pixels", "trained"}
+    assert "The network as it was before the training is not tested" in capfd.readouterr().out
+    assert again["training_seconds"] > 0  # of all its stretches
+
+
+def test_no_checkpoint_of_weights_that_are_not_finite_is_written(photos, tmp_path, monkeypatch):
+    own = loop.gradients
+
+    def spoiled(t, micro):
+        done = own(t, micro)
+        if t.step == 5:  # a finite loss whose gradient is not
+            next(iter(t.model.parameters())).grad.fill_(float("nan"))
+        return done
+
+    monkeypatch.setattr(loop, "gradients", spoiled)
+    with pytest.raises(
+        InputError, match=r"the weights are not finite at step 6: lower optimizer.learning_rate in a new"
+    ):
+        train(read("folder", words(photos)), "folder", tmp_path / "run")
+    assert checkpoint.latest(tmp_path / "run")["step"] == 5
+    assert json.loads((tmp_path / "run" / "stopped.json").read_text())["step"] == 6
+    monkeypatch.setattr(loop, "gradients", own)
+    train(read("folder", words(photos)), "folder", tmp_path / "run", resume=True)
+    assert not (tmp_path / "run" / "stopped.json").exists()
+
+
+def test_of_another_loss_its_name_is_the_difference(photos, stopped):
+    other = [*words(photos), "attention.form=null", "loss.name=triplet"]
+    with pytest.raises(InputError, match=r"loss.name was online_soft_mining, and is triplet") as raised:
+        train(read("folder", other), "folder", stopped, resume=True)
+    assert "loss.margin" not in str(raised.value)
+
+
+def test_a_checkpoint_is_due_when_some_minutes_have_passed(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "KEEP_EVERY", -1)
+    kept = words(photos, "checkpoints.every=null", "steps=6", "validations=1", "optimizer.milestones=[2]")
+    run = train(read("folder", kept), "folder", tmp_path / "run")
+    assert [path.stem for path in sorted(run.glob("checkpoints/*.pt"))] == [f"{n:08d}" for n in (0, 4, 5, 6)]

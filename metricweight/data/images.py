@@ -219,7 +219,11 @@ def _splits(listed: "Manifest", path: Path) -> dict[str, Indices]:
     if not own:
         return {}
     judged = (table["is_query"] | table["is_gallery"]).to_numpy()
-    return {name: np.flatnonzero((split == name) & (judged | (split == "train"))) for name in there}
+    return {
+        name: np.flatnonzero((split == name) & (judged | (split == "train")))
+        for name in ("train", "validation", "test")
+        if name in there
+    }
 
 
 def decode(path: Path, channels: int, member: int = -1, at_least: int | None = None) -> Tensor:

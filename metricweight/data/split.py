@@ -45,8 +45,8 @@ def split_by_class(
     if min(learned, tested) < 2:
         many = f"{len(classes)} class{'es' * (len(classes) != 1)}"
         raise InputError(
-            f"{many} make {learned} to train, {held_out} to validate and {tested} to test on; train and test need two "
-            "at least. Hold fewer out to validate on (0: none), or give more classes."
+            f"{many} make {max(0, learned)} to train, {held_out} to validate and {tested} to test on; train and test "
+            "need two at least. Hold fewer out to validate on (0: none), or give more classes."
         )
     names = ("train", "validation", "test")
     groups = np.split(classes, [learned, learned + held_out])

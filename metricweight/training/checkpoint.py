@@ -30,7 +30,15 @@ FILES = (
 MAYBE = ("emphasis.png", "stopped.json")  # written by what not every run comes to
 STATES = "checkpoints"  # folder of the states that a training goes on from
 SCHEMA = 2
-ANYWHERE = ("data.root", "data.workers", "data.cache", "device", "checkpoints.keep")  # may differ when a run goes on
+ANYWHERE = (
+    "data.root",
+    "data.workers",
+    "data.cache",
+    "device",
+    "checkpoints.keep",
+    "tensorboard",
+    "ks",
+)  # may differ when a run goes on
 
 State = dict[str, Any]
 
@@ -93,19 +101,23 @@ def save(run: Path, state: State, keep: int) -> None:
 
     Raises InputError where it cannot be written; the states before it are still there then.
     """
-    folder = run / STATES
-    try:
-        folder.mkdir(exist_ok=True)
-        with whole_file(folder / f"{state['step']:08d}.pt") as file:
-            torch.save(state, file)
-    except (OSError, RuntimeError) as error:  # torch has its own words for a full disk
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(
-            f"the checkpoint of step {state['step']} cannot be written to {folder} ({why}); "
-            "make room, and go on from the one before with --resume."
-        ) from None
+    _write(run / STATES / f"{state['step']:08d}.pt", state)
     for old in _states(run)[1:-keep]:
         old.unlink(missing_ok=True)
+
+
+def _write(path: Path, state: State) -> None:
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with whole_file(path) as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:  # torch has its own words for a disk that takes no more
+        full = "no more can be written there; is the disk full?"
+        why = full if isinstance(error, RuntimeError) else f"{error.strerror or error}"
+        raise InputError(
+            f"the checkpoint of step {state['step']} cannot be written to {path} ({why}). Make room, and go on from "
+            "the one before with --resume."
+        ) from None
 
 
 def latest(run: Path) -> State | None:
@@ -155,10 +167,14 @@ def read(path: Path) -> State:
 def check_same(state: State, settings: Settings, stamp: str, run: Path) -> None:
     """Raises InputError, with every difference, where a run would not go on as what it was."""
     before, now = flat(resolve(state["settings"])), flat(settings)
+    other_loss = before["loss.name"] != now["loss.name"]
     changed = [
-        f"{key} was {before.get(key)}, and is {now.get(key)}"
+        f"{key} was {before.get(key, 'not given')}, and is {now.get(key, 'not given')}"
         for key in dict.fromkeys((*before, *now))
-        if before.get(key) != now.get(key) and not key.startswith(ANYWHERE)
+        if before.get(key) != now.get(key)
+        and key.split(".")[0] not in ANYWHERE
+        and key not in ANYWHERE
+        and not (other_loss and key.startswith("loss.") and key != "loss.name")
     ]
     if state["stamp"] != stamp:
         changed.append(f"the pictures, labels or splits of {settings.data.root or settings.data.source} are others")
@@ -171,8 +187,7 @@ def check_same(state: State, settings: Settings, stamp: str, run: Path) -> None:
 
 def save_network(run: Path, state: State) -> None:
     """Writes checkpoint.pt, the network that is tested, with what `load` needs to embed with it again."""
-    with whole_file(run / "checkpoint.pt") as file:
-        torch.save({"schema": SCHEMA, **state}, file)
+    _write(run / "checkpoint.pt", {"schema": SCHEMA, **state})
 
 
 def on_cpu(module: nn.Module) -> dict[str, Tensor]:

@@ -100,7 +100,8 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
         raise InputError("device=cuda was asked for, but torch finds no GPU; use device=cpu.")
     cuda = device != "cpu" and torch.cuda.is_available()
     if not several():
-        yield Processes(device="cuda" if cuda else "cpu")
+        with _plainly():
+            yield Processes(device="cuda" if cuda else "cpu")
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
@@ -115,14 +116,26 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
     quiet = console.quiet
     console.quiet = quiet or rank > 0
     try:
-        yield Processes(rank, torch.distributed.get_world_size(), f"cuda:{local}" if cuda else "cpu")
+        with _plainly():
+            yield Processes(rank, torch.distributed.get_world_size(), f"cuda:{local}" if cuda else "cpu")
         torch.distributed.destroy_process_group()  # not after an error, where it might wait for the others
-    except RuntimeError as error:
-        if any(word in str(error) for word in ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL")):
-            raise InputError(
-                f"another process of this work is gone ({str(error).splitlines()[0][:100]}); its own message says why. "
-                "A training goes on from its last checkpoint with --resume."
-            ) from None
-        raise
     finally:
         console.quiet = quiet
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """What torch says of lost processes and of too little memory, as an InputError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        why = (str(error).splitlines() or ["no more memory"])[0][:120]
+        memory = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        if memory:
+            raise InputError(f"out of memory ({why}); lower data.size, data.workers, or the batch.") from None
+        if any(word in str(error) for word in ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL")):
+            raise InputError(
+                f"another process of this work is gone ({why}); its own message says why. A training goes on from its "
+                "last checkpoint with --resume."
+            ) from None
+        raise

@@ -415,7 +415,7 @@ def _means(
             sums[name].index_add_(0, where, found)
     everybodys = processes.all_tell(({name: total.shape[1] for name, total in sums.items()}, damaged))
     for bad in (bad for _, some in everybodys for bad in some):
-        say(f"left out: {bad}")
+        say(f"{bad} It is left out.")
     widths: dict[str, int] = {name: width for some, _ in everybodys for name, width in some.items()}
     there = processes.add_up(counts) > 0
     means = {}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from metricweight.data.images import Images
 from metricweight.data.loader import Batch
 from metricweight.data.sampler import ClassBalancedSampler
 from metricweight.data.split import Indices
+from metricweight.losses.table import LOSSES
 from metricweight.models.heads import Embedder, embedder, rates
 from metricweight.settings import OptimizerSettings, Settings
 from metricweight.similarity import at_least_float32
@@ -33,6 +34,7 @@ class Training:
     """What takes part in a training, and how far it is.
 
     average   the moving average of what the network and the objective learned, where `ema` asks for one
+    unread    what was said of each training picture that could not be read
     seconds   that its steps, looks and checkpoints took until now
     best      the step whose network is tested, and what it reached on the classes that it was chosen by
     """
@@ -52,6 +54,7 @@ class Training:
     average: AveragedModel | None
     step: int = 0
     best: dict[str, float] | None = None
+    unread: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -76,6 +79,7 @@ class Training:
             "best": self.best,
             "processes": self.processes.size,
             "seconds": self.seconds,
+            "unread": self.unread,
         }
 
     def go_on(self, state: checkpoint.State) -> None:
@@ -87,6 +91,7 @@ class Training:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        self.unread = state["unread"]
 
     def judged_network(self) -> checkpoint.State:
         """What `embed` needs of the network that is judged."""
@@ -111,6 +116,7 @@ def prepared(settings: Settings, processes: Processes, goes_on: bool = False) ->
     classes = settings.batch.classes or min(32, len(np.unique(labels)))
     settings = settings.model_copy(update={"batch": settings.batch.model_copy(update={"classes": classes})})
     sampler = ClassBalancedSampler(labels, classes, settings.batch.images, settings.seed, settings.batch.rule)
+    _check_pairs(settings)
     sampler.share(0, processes.rank, processes.size)  # which says whether the processes can share a batch
     torch.manual_seed(settings.seed)
     with processes.first_alone():  # so that weights are fetched once
@@ -159,6 +165,19 @@ def prepared(settings: Settings, processes: Processes, goes_on: bool = False) ->
         torch.compile(network) if settings.compile else network,
         average,
     )
+
+
+def _check_pairs(settings: Settings) -> None:
+    """Raises InputError where a batch has no positives, or no negatives, for a loss on pairs."""
+    batch = settings.batch
+    of_pairs = any(LOSSES[part["name"]].kind == "pair" for part in (settings.loss, *settings.plus))
+    if not of_pairs or settings.memory.size or batch.rule == "shuffle":
+        return
+    for key, missing in (("images", "two pictures of one class"), ("classes", "two classes")):
+        if getattr(batch, key) == 1:
+            raise InputError(
+                f"batch.{key}=1 leaves a loss on pairs without {missing} to compare; set batch.{key}=2 or more."
+            )
 
 
 def _optimizer(model: Embedder, objective: Objective, asked: OptimizerSettings) -> torch.optim.Optimizer:

@@ -47,7 +47,11 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
             say(f"{name}: no report, {error}")
             continue
         data = {"source": t.settings.data.source, "stamp": t.images.stamp[:32], "seed": t.settings.data.seed}
-        report = replace(report, stamp={**report.stamp, "data": {**report.stamp["data"], **data}})
+        notes = [*report.notes]
+        if unread := len(t.splits["test"]) - len(indices):
+            data["unreadable"] = unread
+            notes.append(f"{unread:,} of {len(t.splits['test']):,} test pictures could not be read and are left out.")
+        report = replace(report, notes=notes, stamp={**report.stamp, "data": {**report.stamp["data"], **data}})
         if name == "trained":
             labels = t.images.labels[items_of(t.images, indices).first]
             report = _told(report, chosen_by(t), step, accuracy(objective, embeddings, labels))

@@ -69,7 +69,14 @@ def train(
                     say(f"{run} holds no checkpoint: the training begins.")
                 _run(prepared(settings, processes, state is not None), state, recipe, run, saved)
             except KeyboardInterrupt:
-                raise Interrupted(_stopped(run, saved, settings)) from None
+                raise Interrupted(_stopped(run, saved, settings) if processes.first else "") from None
+            except InputError as error:
+                told = "checkpoint" in str(error) or not saved
+                raise (
+                    error
+                    if told
+                    else InputError(f"{error} The training up to step {saved[-1]} is saved; --resume goes on with it.")
+                ) from None
             if as_json and processes.first:
                 print((run / "report.json").read_text(encoding="utf-8"), end="")
     return run
@@ -113,8 +120,8 @@ def _run(t: Training, state: checkpoint.State | None, recipe: str, run: Path, sa
         say(f"The training goes on after step {t.step} of {t.settings.steps}.")
         if state["processes"] != t.processes.size:
             say(
-                f"It was done by {state['processes']} processes, and is by {t.processes.size} now: rounding differs, and "
-                "what depends on a process's share of a batch, as batch normalisation and dropout do."
+                f"It was done by {state['processes']} processes, and is by {t.processes.size} now: rounding differs, "
+                "and what depends on a process's share of a batch, as batch normalisation and dropout do."
             )
         saved.append(t.step)
     _train(t, run, saved)
@@ -142,8 +149,7 @@ def _train(t: Training, run: Path, saved: list[int]) -> None:
     every = t.settings.checkpoints.every
     watch = Watch(t, run)
     folder = run if t.processes.first else None
-    damaged: set[str] = set()  # pictures that could not be read
-    unread: set[str] = set()  # those that were named
+    damaged = set(t.unread)  # what is said of pictures that could not be read
     kept, started, before = time.monotonic(), time.perf_counter(), t.seconds
     if t.processes.first:
         (run / "stopped.json").unlink(missing_ok=True)  # of an earlier stretch
@@ -166,11 +172,11 @@ def _train(t: Training, run: Path, saved: list[int]) -> None:
             if reporting:
                 if t.settings.data.damaged == "skip":
                     damaged = set().union(*t.processes.all_tell(damaged))
-                    for bad in sorted(damaged - unread):
-                        say(f"replaced by another of its class: {bad}")
-                    unread |= damaged
+                    for bad in sorted(damaged - set(t.unread)):
+                        say(f"{bad} Another of its class takes its place.")
+                        t.unread.append(bad)
                 rates = {group["name"]: group["lr"] for group in t.optimizer.param_groups}
-                facts = {"learning_rate": rates, **facts, "unreadable": len(unread)}
+                facts = {"learning_rate": rates, **facts, "unreadable": len(t.unread)}
                 log.step(t.step, float(done.loss), len(done.labels) * len(micro), facts)
             late = time.monotonic() - kept > KEEP_EVERY
             if saving or late:

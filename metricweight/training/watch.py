@@ -14,6 +14,10 @@ from metricweight.training import checkpoint
 from metricweight.training.engine import Done, Training
 from metricweight.training.statistics import weight_statistics
 
+LOWER = (
+    "lower optimizer.learning_rate in a new run (one that goes on keeps its own; model.weights=RUN/checkpoint.pt "
+    "starts from the network of another)"
+)
 COLLAPSED = 1e-3  # spread of a batch below which its embeddings are one point
 
 
@@ -51,7 +55,7 @@ class Watch:
                 f"the embeddings have collapsed: those of a batch differ by {facts['spread']:.1e} of their length",
                 t.step + 1,
                 done.indices,
-                "lower optimizer.learning_rate, or choose another loss or margin",
+                f"{LOWER}, or choose another loss or margin",
             )
         return facts
 
@@ -60,13 +64,12 @@ class Watch:
         learned = (p for group in self.t.optimizer.param_groups for p in group["params"])
         if not all(bool(torch.isfinite(p).all()) for p in learned):
             self._stop(
-                "the weights are not finite", self.t.step, done.indices, "lower optimizer.learning_rate, or set "
-                "optimizer.clip=1"
+                "the weights are not finite", self.t.step, done.indices, f"{LOWER}, or set optimizer.clip=1"
             )  # fmt: skip
 
     def _check(self, loss: float, step: int, indices: Tensor) -> None:
         if not math.isfinite(loss):
-            self._stop(f"the loss is {loss}", step, indices, "the training has diverged; lower optimizer.learning_rate")
+            self._stop(f"the loss is {loss}", step, indices, f"the training has diverged; {LOWER}")
 
     def _stop(self, why: str, step: int, indices: Tensor, advice: str) -> None:
         t = self.t
