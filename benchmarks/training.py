@@ -5,7 +5,7 @@
     python benchmarks/training.py --device cuda --backbone resnet50 --size 224 --precision bf16
 
 Pictures are JPEG files of noise and colour, drawn for the purpose. Ours is the loop of `metricweight train` without
-validation and checkpoints: Ranked List Loss, gather, statistics and log included. The bare loop is
+validation and checkpoints: Ranked List Loss, watch, and once in each round statistics and log. The bare loop is
 
     for images, labels in loader: loss = cross_entropy(classifier(model(images)), labels); backward; step
 
@@ -29,6 +29,7 @@ from PIL import Image
 from torch import nn
 
 from metricweight.data.loader import Batch
+from metricweight.progress import console
 from metricweight.settings import read
 from metricweight.training.distributed import Processes
 from metricweight.training.engine import Training, autocast, gradients, prepared, update
@@ -52,12 +53,14 @@ def ours(t: Training, batches: Iterator[Batch], steps: int, run: Path) -> float:
     with training_log(run, 0, 10**9) as log:
         watch = Watch(t, run)
         started = time.perf_counter()
-        for _ in range(steps):
+        for place in range(steps):
             with log.waiting():
                 micro = [next(batches)]
             done = gradients(t, micro)
-            watch.look(done, closely=False)
+            facts = watch.look(done, closely=place == 0)
             update(t)
+            if place == 0:
+                log.step(place + 1, float(done.loss), len(done.labels), facts)
         _finished(t)
         return time.perf_counter() - started
 
@@ -115,6 +118,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     asked = parser.parse_args()
+    console.quiet = True
     folder = Path(tempfile.mkdtemp())
     try:
         draw(folder / "pictures", 2 * asked.classes + 4, 4, asked.size * 9 // 8)
