@@ -109,7 +109,7 @@ from metricweight.training.loop import coming
 pictures.BLOCK = 4  # so that each process embeds some of the validation pictures
 
 
-def stepped(words):
+def stepped(words, processes):
     t = prepared(read("folder", words), processes)
     batches = coming(t)
     for _ in range(3):
@@ -119,18 +119,26 @@ def stepped(words):
     return t
 
 
-with joined("cpu") as processes:
-    t = stepped(sys.argv[1:])
+def validated(processes):
+    t = stepped(sys.argv[1:], processes)
     before = {name: x.clone() for name, x in t.model.named_buffers()}
     told = processes.all_tell(before)
     assert any(not torch.equal(told[0][name], told[1][name]) for name in before)  # each has those of its own batches
     assert validate(t)
     for name, value in t.model.named_buffers():
         assert torch.equal(value, told[0][name]), name
+
+
+def trained_in_part(processes):
     timm = ["model.backbone=timm:convnext_atto", "model.pooling=gem", "data.size=32"]
-    t = stepped([*sys.argv[1:], *timm])  # its own last norm is left without use
+    t = stepped([*sys.argv[1:], *timm], processes)  # its own last norm is left without use
     norms = processes.all_tell([float(p.detach().norm()) for p in t.model.parameters()])
     assert np.allclose(norms[0], norms[1], rtol=1e-6)
+
+
+with joined("cpu") as processes:
+    validated(processes)
+    trained_in_part(processes)
     sys.stdout.write("both right\\n")
 """
 

@@ -255,7 +255,7 @@ def test_a_checkpoint_in_a_run_is_embedded_by_and_the_average_where_there_is_one
     view = View("crop", (16, 16))
     state = checkpoint.read(run / "checkpoints" / "00000003.pt")
     model = embedder(3, backbone="small_cnn", embedding_size=8)
-    model.load_state_dict({name[7:]: x for name, x in state["average"].items() if name.startswith("module.")})
+    model.load_state_dict({name[9:]: x for name, x in state["average"].items() if name.startswith("module.0.")})
     code, out, err = metricweight("embed", run / "checkpoints" / "00000003.pt", "--split", "all")
     assert code == 0, err
     assert "\x1b" not in out
@@ -372,7 +372,7 @@ def test_damaged_pictures_are_left_out_named_and_counted(metricweight, tmp_path,
     assert not Path("small_cnn-mine.npz.parts").exists()
     code, out, err = metricweight("embed", "small_cnn", "--data", folder, "data.damaged=skip", "data.size=16")
     assert code == 0, err
-    assert all(f"left out: {path} cannot be read" in out for path in bad)
+    assert all(f"{path} cannot be read as a picture" in out for path in bad)
     assert "9 of 20 could not be read and were left out." in out
     found = arrays("small_cnn-mine.npz")
     assert found["labels"].tolist() == [1] + [2] * 5 + [3] * 5

@@ -360,3 +360,18 @@ def test_a_network_without_memory_for_a_block_embeds_parts_of_it():
 class Never(nn.Module):
     def forward(self, images):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "words", [[], ["channels_last=true"], ["batch.chunk=5"], ["precision=bf16"], ["precision=fp16"]]
+)
+def test_on_a_gpu_the_gradient_is_that_of_the_cpu(words):
+    found = []
+    for device in ("cpu", "cuda"):
+        given = read("digits", [*WORDS, "loss.name=cce", f"device={device}", *(words if device == "cuda" else [])])
+        t = prepared(given, Processes(device=device))
+        gradients(t, [batch(t)])
+        found.append([g.cpu() / t.scaler.get_scale() for g in grads(t)])
+        update(t)
+    assert close(*found, 0.03 if "precision" in "".join(words) else 1e-3)

@@ -251,7 +251,7 @@ def test_small_pictures_are_padded_by_four_and_cut():
 
 
 def test_colours_are_put_on_the_scale_and_in_the_order_of_the_network():
-    assert set(get_args(PixelsName)) == {"imagenet", "caffe", "bn_inception", "half"}
+    assert set(get_args(PixelsName)) == {"imagenet", "caffe", "bn_inception", "half", "clip"}
     red = torch.tensor([1.0, 0.0, 0.5]).view(1, 3, 1, 1)
 
     def pixels(name):
@@ -261,11 +261,12 @@ def test_colours_are_put_on_the_scale_and_in_the_order_of_the_network():
     assert pixels("bn_inception") == pytest.approx([127.5 - 104, 0 - 117, 255 - 128])
     assert pixels("half") == pytest.approx([1, -1, 0])
     assert pixels("imagenet") == pytest.approx([(1 - 0.485) / 0.229, -0.456 / 0.224, (0.5 - 0.406) / 0.225])
+    assert pixels("clip") == pytest.approx([0.51854534 / 0.26862954, -0.4578275 / 0.26130258, 0.09178929 / 0.27577711])
     assert pixels(None) == pixels("imagenet")
     grey = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
     for name in (None, "half", "imagenet"):
         assert scaled(grey, name).flatten().tolist() == [-1, 1]
-    for name in ("caffe", "bn_inception"):
+    for name in ("caffe", "bn_inception", "clip"):
         with pytest.raises(InputError, match=f"data.pixels={name} is for colour, these pictures are grey"):
             scaled(grey, name)
 

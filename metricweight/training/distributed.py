@@ -1,5 +1,6 @@
 """Several processes that do one piece of work, as torchrun starts them."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,6 +119,7 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
     try:
         with _plainly():
             yield Processes(rank, torch.distributed.get_world_size(), f"cuda:{local}" if cuda else "cpu")
+        gc.collect()  # a network that is shared must be gone before the group is, else a process may end in an abort
         torch.distributed.destroy_process_group()  # not after an error, where it might wait for the others
     finally:
         console.quiet = quiet

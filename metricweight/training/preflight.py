@@ -29,12 +29,14 @@ def dry_run(settings: Settings, origins: Mapping[str, str], as_json: bool) -> No
         t = prepared(settings, processes)
         check_ahead(t)
         found = {"data": _data(t), "network": _network(t), "steps": _steps(t), "batch": _batch(t)}
+        settings = t.settings
+        del t
     if not processes.first:
         return
     if as_json:
-        print(json.dumps({"settings": t.settings.model_dump(mode="json"), "origins": dict(origins), **found}, indent=2))
+        print(json.dumps({"settings": settings.model_dump(mode="json"), "origins": dict(origins), **found}, indent=2))
         return
-    say(explain(t.settings, origins))
+    say(explain(settings, origins))
     say(f"\n{_table(found['data'])}\n")
     for name in ("network", "steps", "batch"):
         say("\n".join(f"{key:24} {_shown(value)}" for key, value in _readable(found[name])))
