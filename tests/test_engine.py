@@ -375,3 +375,11 @@ def test_on_a_gpu_the_gradient_is_that_of_the_cpu(words):
         found.append([g.cpu() / t.scaler.get_scale() for g in grads(t)])
         update(t)
     assert close(*found, 0.03 if "precision" in "".join(words) else 1e-3)
+
+
+def test_batch_normalisation_that_does_more_is_not_replaced_without_a_word():
+    pytest.importorskip("timm")
+    with pytest.raises(InputError, match="does not know the batch normalisation of timm:efficientnet_b0"):
+        training("sync_batch_norm=true", "model.backbone=timm:efficientnet_b0", "model.frozen_batch_norm=false")
+    with pytest.raises(InputError, match="works on GPUs only"):
+        training("sync_batch_norm=true", "model.frozen_batch_norm=false")

@@ -125,26 +125,11 @@ def prepared(settings: Settings, processes: Processes, goes_on: bool = False) ->
     settings = with_pixels(settings, images.channels)
     objective = Objective(settings, torch.from_numpy(labels), model.levels, model.dim).to(processes.device)
     if settings.sync_batch_norm:
-        if not processes.device.startswith("cuda"):
-            raise InputError(
-                "sync_batch_norm=true works on GPUs only; set it to false, or model.frozen_batch_norm=true."
-            )
-        kinds = {type(m) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-        if not kinds <= {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:  # they do more, which would be lost
-            raise InputError(
-                f"sync_batch_norm=true does not know the batch normalisation of {settings.model.backbone}; "
-                "use model.frozen_batch_norm=true."
-            )
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        model = _synchronised(model, settings.model.backbone, processes.device)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = model.to(device=processes.device, memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = _optimizer(model, objective, settings.optimizer)
-    shared = None
-    if processes.size > 1 and any(p.requires_grad for p in model.parameters()):
-        device = [processes.device] if processes.device.startswith("cuda") else None
-        # a pooling of ours leaves the last layers of some of timm's networks without use
-        unused = settings.model.backbone.startswith("timm:") and settings.model.pooling is not None
-        shared = DistributedDataParallel(model, device_ids=device, find_unused_parameters=unused)
+    shared = _shared_model(model, settings, processes)
     network = shared or model
     average = None
     if settings.ema is not None:
@@ -178,6 +163,29 @@ def _check_pairs(settings: Settings) -> None:
             raise InputError(
                 f"batch.{key}=1 leaves a loss on pairs without {missing} to compare; set batch.{key}=2 or more."
             )
+
+
+def _synchronised(model: Embedder, backbone: str, device: str) -> Embedder:
+    """The model with batch normalisation over the batches of all processes."""
+    kinds = {type(m) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    if not kinds <= {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:  # they do more, which would be lost
+        raise InputError(
+            f"sync_batch_norm=true does not know the batch normalisation of {backbone}; "
+            "use model.frozen_batch_norm=true."
+        )
+    if not device.startswith("cuda"):
+        raise InputError("sync_batch_norm=true works on GPUs only; set it to false, or model.frozen_batch_norm=true.")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _shared_model(model: Embedder, settings: Settings, processes: Processes) -> DistributedDataParallel | None:
+    """The model as several processes share it; None where there is one, or nothing of it learns."""
+    if processes.size == 1 or not any(p.requires_grad for p in model.parameters()):
+        return None
+    # a pooling of ours leaves the last layers of some of timm's networks without use
+    unused = settings.model.backbone.startswith("timm:") and settings.model.pooling is not None
+    devices = [processes.device] if processes.device.startswith("cuda") else None
+    return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
 
 
 def _optimizer(model: Embedder, objective: Objective, asked: OptimizerSettings) -> torch.optim.Optimizer:

@@ -71,11 +71,10 @@ def train(
             except KeyboardInterrupt:
                 raise Interrupted(_stopped(run, saved, settings) if processes.first else "") from None
             except InputError as error:
-                told = "checkpoint" in str(error) or not saved
-                raise (
-                    error
-                    if told
-                    else InputError(f"{error} The training up to step {saved[-1]} is saved; --resume goes on with it.")
+                if not saved or "checkpoint" in str(error):  # which says itself what there is
+                    raise
+                raise InputError(
+                    f"{error} The training up to step {saved[-1]} is saved; --resume goes on with it."
                 ) from None
             if as_json and processes.first:
                 print((run / "report.json").read_text(encoding="utf-8"), end="")
@@ -195,14 +194,15 @@ def _train(t: Training, run: Path, saved: list[int]) -> None:
 
 def coming(t: Training) -> Generator[Batch, None, None]:
     """This process's part of each batch that is left, in order."""
-    data, accumulate = t.settings.data, t.settings.batch.accumulate
+    accumulate = t.settings.batch.accumulate
+    numbers = range(t.step * accumulate, t.settings.steps * accumulate)
 
     def wanted() -> Iterator[Wanted]:
-        for number in range(t.step * accumulate, t.settings.steps * accumulate):
+        for number in numbers:
             mine = t.sampler.share(number, t.processes.rank, t.processes.size)
             yield Wanted(t.splits["train"][mine], (t.settings.seed, number), t.processes.rank * len(mine))
 
-    return seen(t.images, data, wanted(), t.processes)
+    return seen(t.images, t.settings.data, wanted(), t.processes)
 
 
 @contextmanager

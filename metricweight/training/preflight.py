@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,8 @@ def _steps(t: Training) -> dict[str, Any]:
 
 def _batch(t: Training) -> dict[str, Any]:
     """What the first batch comes to, and the memory that it took."""
-    micro = [next(coming(t))]
+    with closing(coming(t)) as batches:
+        micro = [next(batches)]
     held: dict[int, int] = {}
 
     def packed(tensor: Tensor) -> Tensor:
