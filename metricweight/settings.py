@@ -127,7 +127,9 @@ class MemorySettings(_Strict):
 
 
 class CheckpointSettings(_Strict):
-    every: int | None = Field(None, ge=1, description="steps between checkpoints; null: at each validation")
+    every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; null: at each validation, and every ten minutes"
+    )
     keep: int = Field(2, ge=2, description="how many of the last to keep; an earlier one serves where one is damaged")
     choose: Literal["validation", "last", "test"] = Field(
         "validation", description="which network is reported; test marks the report as chosen on the test classes"
@@ -279,12 +281,15 @@ def _without_effect(settings: Settings) -> Iterable[str]:
     optimizer, fields = settings.optimizer, OptimizerSettings.model_fields
     if optimizer.schedule != "steps":
         for key in ("milestones", "decay"):
-            if getattr(optimizer, key) != fields[key].default:
-                yield f"setting optimizer.{key} is of optimizer.schedule=steps, and it is {optimizer.schedule}."
+            if getattr(optimizer, key) != (default := fields[key].default):
+                yield (
+                    f"setting optimizer.{key} is of optimizer.schedule=steps, and it is {optimizer.schedule}; "
+                    f"set optimizer.{key}={_word(default)}, or that schedule."
+                )
     elif not optimizer.milestones:
         yield "setting optimizer.schedule=steps needs optimizer.milestones, where the rate falls, such as [100,200]."
     if optimizer.name != "sgd" and optimizer.momentum != fields["momentum"].default:
-        yield f"setting optimizer.momentum is of optimizer.name=sgd, and it is {optimizer.name}."
+        yield f"setting optimizer.momentum is of optimizer.name=sgd, and it is {optimizer.name}; leave it at 0.9."
     if settings.attention.form is None and settings.attention.weight != 1:
         yield "setting attention.weight is of an attention, and attention.form is null; set it to poster or released."
     if settings.memory.start and not settings.memory.size:

@@ -128,7 +128,12 @@ def _run(t: Training, state: checkpoint.State | None, recipe: str, run: Path, sa
     if t.processes.first:
         stem = run / "report"
         reports.save(models, stem, recipe=recipe, steps=t.settings.steps, training_seconds=round(t.seconds, 1))
-    say(f"\n{reports.markdown(models)}\n\nTrained for {t.seconds:.0f} s. Everything is in {run}.")
+    chosen = models["trained"].stamp["chosen"]
+    best = "the last" if chosen["by"] == "last" else f"the best on the {chosen['by']} classes"
+    say(
+        f"\n{reports.markdown(models)}\n\nTrained for {t.seconds:.0f} s; tested is the network of step "
+        f"{chosen['step']}, {best}. Everything is in {run}."
+    )
 
 
 def _save(t: Training, run: Path, saved: list[int]) -> None:
