@@ -128,7 +128,7 @@ class MemorySettings(_Strict):
 
 class CheckpointSettings(_Strict):
     every: int | None = Field(
-        None, ge=1, description="steps between checkpoints; null: at each validation, and every ten minutes"
+        None, ge=1, description="steps between more checkpoints than those at each validation and every ten minutes"
     )
     keep: int = Field(2, ge=2, description="how many of the last to keep; an earlier one serves where one is damaged")
     choose: Literal["validation", "last", "test"] = Field(
@@ -199,9 +199,25 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
         names = [word.partition("=")[2] for word in words if word.startswith(f"{group}.name=")]
         if names and isinstance(values.get(group), dict) and values[group].get("name") != names[-1]:
             values[group] = {}
+    _drop_what_belongs_to_others(values, words)
     for word in words:
         _set(values, word)
-    return resolve(values)
+    settings = resolve(values)
+    if useless := list(_without_effect(settings)):
+        raise InputError("\n".join(useless))
+    return settings
+
+
+def _drop_what_belongs_to_others(values: dict[str, Any], words: Sequence[str]) -> None:
+    """Another schedule or optimiser than the recipe's leaves behind what the recipe says of its own."""
+    optimizer = values.get("optimizer")
+    if not isinstance(optimizer, dict):
+        return
+    for key, own in (("schedule", ("milestones", "decay")), ("name", ("momentum",))):
+        asked = [word.partition("=")[2] for word in words if word.startswith(f"optimizer.{key}=")]
+        if asked and asked[-1] != optimizer.get(key, OptimizerSettings.model_fields[key].default):
+            for name in own:
+                optimizer.pop(name, None)
 
 
 def origins(recipe: str, words: Iterable[str] = ()) -> dict[str, str]:
@@ -271,8 +287,6 @@ def resolve(values: Mapping[str, Any]) -> Settings:
     made: dict[str, Any] = {group: _made(group, parts[group][0], row, from_elsewhere) for group, row in named.items()}
     plus = [made.pop(group) for group in list(made) if group.startswith("plus.")]
     settings = settings.model_copy(update={**made, "plus": plus})
-    if useless := list(_without_effect(settings)):
-        raise InputError("\n".join(useless))
     return settings
 
 

@@ -276,3 +276,46 @@ def test_a_checkpoint_is_due_when_some_minutes_have_passed(photos, tmp_path, mon
     kept = words(photos, "checkpoints.every=null", "steps=6", "validations=1", "optimizer.milestones=[2]")
     run = train(read("folder", kept), "folder", tmp_path / "run")
     assert [path.stem for path in sorted(run.glob("checkpoints/*.pt"))] == [f"{n:08d}" for n in (0, 4, 5, 6)]
+
+
+def test_a_passing_trouble_harms_no_checkpoint(finished, monkeypatch):
+    given, run = finished
+    names = sorted(path.name for path in run.glob("checkpoints/*"))
+
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", no_memory)
+        with pytest.raises(InputError, match="out of memory"):
+            train(given, "folder", run, resume=True)
+    assert sorted(path.name for path in run.glob("checkpoints/*")) == names
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "SCHEMA", 99)
+        with pytest.raises(InputError, match=r"another version of metricweight \(schema 2, this one reads 99\)"):
+            train(given, "folder", run, resume=True)
+    assert sorted(path.name for path in run.glob("checkpoints/*")) == names
+    (run / "checkpoints" / ".ipynb_checkpoints").mkdir()
+    train(given, "folder", run, resume=True)
+
+
+def test_a_larger_k_that_cannot_be_is_refused_before_the_steps_that_are_left(photos, stopped):
+    with pytest.raises(InputError, match="K = 100000"):
+        train(read("folder", words(photos, "ks=[100000]")), "folder", stopped, resume=True)
+    assert checkpoint.latest(stopped)["step"] == 12
+
+
+def test_fewer_images_at_a_time_may_go_on_after_too_little_memory(photos, stopped):
+    train(read("folder", words(photos, "batch.chunk=4")), "folder", stopped, resume=True)
+    assert checkpoint.latest(stopped)["step"] == 24
+
+
+def test_states_alone_are_enough_to_go_on(photos, stopped, uninterrupted, tmp_path):
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    (stopped / "checkpoints").rename(copied / "checkpoints")
+    (copied / "checkpoint.pt").write_bytes((stopped / "checkpoint.pt").read_bytes())
+    train(read("folder", words(photos)), "folder", copied, resume=True)
+    assert same(weights(copied), weights(uninterrupted))
+    assert read(str(copied / "settings.yaml")) == read("folder", words(photos))
+    assert (copied / "labels.csv").stat().st_size > 0

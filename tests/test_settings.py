@@ -241,3 +241,22 @@ def test_weights_of_examples_can_be_scaled_to_mean_one_in_each_batch():
 def test_an_argument_that_only_happens_to_be_called_normalise_reaches_its_loss():
     assert read("glyphs", ["loss.name=instance_cross_entropy", "loss.normalise=true"]).build_loss().normalise
     assert not read("glyphs", ["loss.name=instance_cross_entropy"]).build_loss().normalise
+
+
+def test_another_schedule_or_optimiser_leaves_the_recipes_own_behind(tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "data: {source: glyphs}\nloss: {name: cce}\n"
+        "optimizer: {name: sgd, momentum: 0.5, schedule: steps, milestones: [3], decay: 0.5}\n"
+    )
+    own = str(tmp_path / "own.yaml")
+    assert read(own, ["optimizer.schedule=cosine"]).optimizer.milestones == []
+    assert read(own, ["optimizer.name=adamw"]).optimizer.momentum == 0.9
+    assert read(own, ["optimizer.name=sgd"]).optimizer.momentum == 0.5
+    with pytest.raises(InputError, match=r"optimizer.decay is of optimizer.schedule=steps.*set optimizer.decay=0.1"):
+        read(own, ["optimizer.schedule=cosine", "optimizer.decay=0.2"])
+
+
+def test_what_a_finished_run_was_set_to_is_read_whatever_is_refused_today():
+    values = read("glyphs").model_dump()
+    values["optimizer"]["momentum"] = 0.5
+    assert resolve(values).optimizer.momentum == 0.5

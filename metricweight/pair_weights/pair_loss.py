@@ -212,7 +212,7 @@ class PairLoss(nn.Module):
 
     @classmethod
     def _names(cls) -> tuple[str, ...]:
-        return tuple(inspect.signature(cls).parameters)
+        return tuple(inspect.signature(cls.__init__).parameters)[1:]  # Python 3.10 would take those of __new__
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._names())})"

@@ -38,6 +38,8 @@ ANYWHERE = (
     "checkpoints.keep",
     "tensorboard",
     "ks",
+    "batch.chunk",
+    "data.damaged",
 )  # may differ when a run goes on
 
 State = dict[str, Any]
@@ -75,6 +77,12 @@ def claimed_folder(out: Path | None, recipe: str, overwrite: bool, resume: bool 
                 (run / "settings.yaml").unlink()
                 run.rmdir()  # which only an empty folder allows
         raise
+
+
+def is_described(run: Path) -> bool:
+    """Whether the run's settings are in its folder, and not only an empty file that holds the place."""
+    path = run / "settings.yaml"
+    return path.is_file() and path.stat().st_size > 0
 
 
 def clear(run: Path) -> None:
@@ -121,21 +129,30 @@ def _write(path: Path, state: State) -> None:
 
 
 def latest(run: Path) -> State | None:
-    """The last state of a run that is whole; None where there is none. One that is damaged is named and passed over."""
-    for half_written in (*run.glob(".checkpoint.pt.*"), *(run / STATES).glob(".*")):
+    """The last state of a run that is whole; None where there is none. One that is damaged is named and passed over.
+
+    Raises InputError where a state is of another version.
+    """
+    for half_written in (*run.glob(".checkpoint.pt.*"), *(run / STATES).glob(".[0-9]*.pt.*")):
         half_written.unlink(missing_ok=True)  # the process that wrote it was killed
+    damaged: list[Path] = []
     for path in reversed(_states(run)):
         try:
-            return read(path)
-        except InputError as error:
+            state = read(path)
+        except DamagedError as error:
             say(f"{error} The one before it is taken.")
-            path.rename(path.with_suffix(".damaged"))  # so that it does not count as one of those to keep
+            damaged.append(path)
+            continue
+        for other in damaged:
+            with suppress(OSError):
+                other.rename(other.with_suffix(".damaged"))  # so that it does not count as one of those to keep
+        return state
     return None
 
 
 def check_unused(run: Path) -> None:
     """Raises InputError where a run that has no state to go on from has come to something that would be lost."""
-    damaged = list((run / STATES).glob("*.damaged"))
+    damaged = _states(run)
     if damaged or (run / "report.json").exists():
         why = "all its checkpoints are damaged" if damaged else f"{run / STATES} holds no checkpoint"
         raise InputError(f"{run} holds a run that cannot go on: {why}. To begin anew: --overwrite.")
@@ -150,17 +167,33 @@ def _states(run: Path) -> list[Path]:
     return sorted((run / STATES).glob("[0-9]*.pt"))
 
 
+class DamagedError(InputError):
+    """A checkpoint that can never be read again."""
+
+
 def read(path: Path) -> State:
-    """A checkpoint of ours. Raises InputError where it is damaged."""
+    """A checkpoint of ours.
+
+    Raises InputError where it is not there or of another version, `DamagedError` where it is damaged. What the disk or
+    the memory says now, and may not say later, is raised as it is.
+    """
     try:
         with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums in the file
             if (wrong := archive.testzip()) is not None:
                 raise ValueError(f"the checksum of {wrong} is wrong")
         state: State = torch.load(path, map_location="cpu", weights_only=True)
-        if state["schema"] != SCHEMA:
-            raise ValueError(f"schema {state['schema']}, and this version reads {SCHEMA}")
+        schema = state["schema"]
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there.") from None
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # a damaged file fails in many ways, all of them meaning the same
-        raise InputError(f"{path} is damaged or not a checkpoint of ours ({error}).") from None
+        raise DamagedError(f"{path} is damaged or not a checkpoint of ours ({error}).") from None
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path} is of another version of metricweight (schema {schema}, this one reads {SCHEMA}); "
+            "use that version, or train anew."
+        )
     return state
 
 

@@ -101,7 +101,7 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
         raise InputError("device=cuda was asked for, but torch finds no GPU; use device=cpu.")
     cuda = device != "cpu" and torch.cuda.is_available()
     if not several():
-        with _plainly():
+        with plainly():
             yield Processes(device="cuda" if cuda else "cpu")
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -117,7 +117,7 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
     quiet = console.quiet
     console.quiet = quiet or rank > 0
     try:
-        with _plainly():
+        with plainly():
             yield Processes(rank, torch.distributed.get_world_size(), f"cuda:{local}" if cuda else "cpu")
         gc.collect()  # a network that is shared must be gone before the group is, else a process may end in an abort
         torch.distributed.destroy_process_group()  # not after an error, where it might wait for the others
@@ -126,7 +126,7 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
+def plainly() -> Iterator[None]:
     """What torch says of lost processes and of too little memory, as an InputError."""
     try:
         yield

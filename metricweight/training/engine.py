@@ -156,7 +156,7 @@ def _check_pairs(settings: Settings) -> None:
     """Raises InputError where a batch has no positives, or no negatives, for a loss on pairs."""
     batch = settings.batch
     of_pairs = any(LOSSES[part["name"]].kind == "pair" for part in (settings.loss, *settings.plus))
-    if not of_pairs or settings.memory.size or batch.rule == "shuffle":
+    if not of_pairs or settings.memory.size or batch.rule in ("shuffle", "independent"):
         return
     for key, missing in (("images", "two pictures of one class"), ("classes", "two classes")):
         if getattr(batch, key) == 1:
@@ -309,7 +309,7 @@ def _out_of_memory(t: Training, why: str) -> str:
     return (
         f"out of memory at step {t.step + 1} ({why.splitlines()[0][:120]}). "
         f"batch.chunk={max(1, (batch.chunk or mine) // 2)} needs less, and the result is the same but for batch "
-        "normalisation; or lower data.size, or set precision=bf16."
+        "normalisation. Or, in a new run, lower data.size or set precision=bf16."
     )
 
 

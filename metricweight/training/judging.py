@@ -23,7 +23,7 @@ from metricweight.training.embedding import embed_images, write_embeddings
 from metricweight.training.engine import Training
 from metricweight.training.log import event_writer
 from metricweight.training.objective import Objective
-from metricweight.training.pictures import items_of, read_all
+from metricweight.training.pictures import items_of
 
 
 def tested(t: Training, run: Path) -> dict[str, Report]:
@@ -117,14 +117,10 @@ def accuracy(objective: Objective, embeddings: NDArray[np.float32], labels: Indi
         return float((objective.labels[logits.argmax(1)] == torch.from_numpy(labels)).double().mean())
 
 
-def check_ahead(t: Training) -> None:
-    """Does once what is done again later, so that what is wrong with the data is said before the training.
-
-    Reads every picture, and judges random embeddings of those that are validated and tested on.
-    """
+def check_judging(t: Training) -> None:
+    """Judges random embeddings of what is validated and tested on: what is wrong is said before the training."""
     if t.settings.tensorboard:
         event_writer()
-    read_all(t.images, np.concatenate(list(t.splits.values())), t.settings.data, t.processes)
     if t.processes.first:
         points = np.random.default_rng(0).standard_normal((len(t.images), 8), np.float32)
         for split, ks, among_all in (("validation", [1], True), ("test", t.settings.ks, False)):

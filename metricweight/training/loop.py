@@ -21,11 +21,11 @@ from metricweight.progress import console, say
 from metricweight.retrieval import report as reports
 from metricweight.settings import Settings
 from metricweight.training import checkpoint
-from metricweight.training.distributed import joined
+from metricweight.training.distributed import joined, plainly
 from metricweight.training.engine import Training, gradients, prepared, update
-from metricweight.training.judging import check_ahead, chosen_by, tested, validate
+from metricweight.training.judging import check_judging, chosen_by, tested, validate
 from metricweight.training.log import training_log
-from metricweight.training.pictures import seen
+from metricweight.training.pictures import read_all, seen
 from metricweight.training.watch import Watch
 
 KEEP_EVERY = 600  # seconds after which a checkpoint is due, wherever the training is
@@ -67,12 +67,13 @@ def train(
                     if processes.first:
                         checkpoint.check_unused(run)
                     say(f"{run} holds no checkpoint: the training begins.")
-                _run(prepared(settings, processes, state is not None), state, recipe, run, saved)
+                with plainly():
+                    _run(prepared(settings, processes, state is not None), state, recipe, run, saved)
             except KeyboardInterrupt:
                 raise Interrupted(_stopped(run, saved, settings) if processes.first else "") from None
             except InputError as error:
-                if not saved or "checkpoint" in str(error):  # which says itself what there is
-                    raise
+                if not (saved and saved[-1]) or "--resume" in str(error) or "stopped.json" in str(error):
+                    raise  # it says itself what there is, or there is nothing
                 raise InputError(
                     f"{error} The training up to step {saved[-1]} is saved; --resume goes on with it."
                 ) from None
@@ -105,17 +106,18 @@ def _stopped(run: Path, saved: list[int], settings: Settings) -> str:
 def _run(t: Training, state: checkpoint.State | None, recipe: str, run: Path, saved: list[int]) -> None:
     """Trains and tests, from a state or from the beginning."""
     say(_described(t))
+    check_judging(t)
     if state is None:
-        check_ahead(t)
+        read_all(t.images, np.concatenate(list(t.splits.values())), t.settings.data, t.processes)
         if t.processes.first:
             checkpoint.clear(run)
-            write_text(run / "settings.yaml", t.settings.yaml())
-            write_text(run / "environment.json", checkpoint.environment(t.settings, t.processes, t.model.origin))
-            _write_labels(run / "labels.csv", t.images, t.splits)
+            _write_facts(t, run)
         _save(t, run, saved)
     else:
         checkpoint.check_same(state, t.settings, t.images.stamp, run)
         t.go_on(state)
+        if t.processes.first and not checkpoint.is_described(run):  # its states alone were put here
+            _write_facts(t, run)
         say(f"The training goes on after step {t.step} of {t.settings.steps}.")
         if state["processes"] != t.processes.size:
             say(
@@ -134,6 +136,13 @@ def _run(t: Training, state: checkpoint.State | None, recipe: str, run: Path, sa
         f"\n{reports.markdown(models)}\n\nTrained for {t.seconds:.0f} s; tested is the network of step "
         f"{chosen['step']}, {best}. Everything is in {run}."
     )
+
+
+def _write_facts(t: Training, run: Path) -> None:
+    """What is known of a run before its first step."""
+    write_text(run / "settings.yaml", t.settings.yaml())
+    write_text(run / "environment.json", checkpoint.environment(t.settings, t.processes, t.model.origin))
+    _write_labels(run / "labels.csv", t.images, t.splits)
 
 
 def _save(t: Training, run: Path, saved: list[int]) -> None:

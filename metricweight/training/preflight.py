@@ -14,8 +14,9 @@ from metricweight.progress import say
 from metricweight.settings import Settings, explain
 from metricweight.training.distributed import joined
 from metricweight.training.engine import Training, gradients, prepared
-from metricweight.training.judging import check_ahead
+from metricweight.training.judging import check_judging
 from metricweight.training.loop import coming
+from metricweight.training.pictures import read_all
 from metricweight.training.statistics import weight_statistics
 
 
@@ -27,7 +28,8 @@ def dry_run(settings: Settings, origins: Mapping[str, str], as_json: bool) -> No
     """
     with joined(settings.device) as processes:
         t = prepared(settings, processes)
-        check_ahead(t)
+        check_judging(t)
+        read_all(t.images, np.concatenate(list(t.splits.values())), t.settings.data, t.processes)
         found = {"data": _data(t), "network": _network(t), "steps": _steps(t), "batch": _batch(t)}
         settings = t.settings
         del t
