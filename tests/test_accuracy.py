@@ -90,7 +90,6 @@ def test_the_classifier_is_that_of_the_step_whose_network_is_tested(tmp_path, mo
 
     looks = iter([0.9, 0.1, 0.1])
     monkeypatch.setattr(loop, "validate", lambda t: {"map@r": next(looks), "recall@1": 0.5})
-    monkeypatch.setattr(loop, "check_ahead", lambda t: None)
     words = ["loss.name=cce", "checkpoints.choose=test", "validations=3", "optimizer.factors={classifier: 1000}"]
     folder = run(tmp_path, words)
     chosen = torch.load(folder / "checkpoint.pt", weights_only=True)
