@@ -228,15 +228,21 @@ def on_cpu(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load(run: Path) -> tuple[Embedder, Settings, State]:
-    """The network of a run, ready to embed, with its settings and its checkpoint."""
-    path = run / "checkpoint.pt"
+    """The network of a run, ready to embed, with its settings and its checkpoint.
+
+    run  its folder, or a checkpoint in it: of the state of a training, its average, if it has one
+    """
+    path = run if run.is_file() else run / "checkpoint.pt"
     if not path.is_file():
         raise InputError(f"{run} holds no checkpoint.pt; give the folder that `metricweight train` wrote.")
     state = read(path)
     try:
         settings = resolve(state["settings"])
         model = blank(settings, state["channels"])
-        model.load_state_dict(state["model"])
+        average = state.get("average") or {}
+        own = "module.0."  # of the network; the objective is module.1
+        weights = {name.removeprefix(own): x for name, x in average.items() if name.startswith(own)}
+        model.load_state_dict(weights or state["model"])
         model.origin = dict(state["origin"])
     except (RuntimeError, KeyError) as error:
         raise InputError(f"{path} does not fit this version of metricweight: {error}") from None

@@ -26,7 +26,7 @@ from metricweight.models.backbones import BACKBONES
 from metricweight.models.heads import Embedder, embedder
 from metricweight.models.weights import checksum
 from metricweight.progress import say, track
-from metricweight.settings import DataSettings, Settings, read, resolve
+from metricweight.settings import DataSettings, Settings, read
 from metricweight.training import checkpoint
 from metricweight.training.distributed import Processes, joined
 from metricweight.training.engine import autocast
@@ -126,7 +126,7 @@ def _asked(what: str, words: Sequence[str], data: str | None) -> Asked:
 
 
 def _of_run(path: Path, data: str | None) -> Asked:
-    model, settings, channels = _loaded(path)
+    model, settings, found = checkpoint.load(path)
     source = settings.data if data is None else _other(settings.data, data)
     own = (source.source, source.root) == (settings.data.source, settings.data.root)
     state = path if path.is_file() and path.name != "checkpoint.pt" else None
@@ -135,25 +135,7 @@ def _of_run(path: Path, data: str | None) -> Asked:
     names = ["embeddings", *([state.stem] if state else []), *([] if own else [_name(source)])]
     device = "cpu" if settings.device == "cpu" else "auto"  # it may have been trained elsewhere
     settings = settings.model_copy(update={"data": source, "device": device})
-    return Asked(settings, model, channels, home / "-".join(names), own)
-
-
-def _loaded(path: Path) -> tuple[Embedder, Settings, int]:
-    """The network of a run, or of the state of a training: its average, if it has one."""
-    if path.is_dir():
-        model, settings, state = checkpoint.load(path)
-        return model, settings, state["channels"]
-    state = checkpoint.read(path)
-    try:
-        settings = resolve(state["settings"])
-        model = checkpoint.blank(settings, state["channels"])
-        average = state.get("average") or {}
-        own = "module.0."  # of the network; the objective is module.1
-        weights = {name.removeprefix(own): x for name, x in average.items() if name.startswith(own)}
-        model.load_state_dict(weights or state["model"])
-    except (RuntimeError, KeyError) as error:
-        raise InputError(f"{path} does not fit this version of metricweight: {error}") from None
-    return model.eval(), settings, state["channels"]
+    return Asked(settings, model, found["channels"], home / "-".join(names), own)
 
 
 def _of_backbone(name: str, words: Sequence[str], data: str | None) -> Asked:

@@ -120,8 +120,10 @@ def prepared(settings: Settings, processes: Processes, goes_on: bool = False) ->
     sampler.share(0, processes.rank, processes.size)  # which says whether the processes can share a batch
     torch.manual_seed(settings.seed)
     with processes.first_alone():  # so that weights are fetched once
-        fields = settings.model.model_dump() | ({"pretrained": False, "weights": None} if goes_on else {})
-        model = embedder(images.channels, **fields)
+        if goes_on:
+            model = checkpoint.blank(settings, images.channels)
+        else:
+            model = embedder(images.channels, **settings.model.model_dump())
     settings = with_pixels(settings, images.channels)
     objective = Objective(settings, torch.from_numpy(labels), model.levels, model.dim).to(processes.device)
     if settings.sync_batch_norm:
