@@ -32,7 +32,9 @@ def share_of_the_hardest(run: Path, scale: float) -> float:
     chosen = splits_of(images, settings.data)["train"]
     labels = images.labels[chosen]
     batch = chosen[ClassBalancedSampler(labels, 32, 4, seed=0).batch(0)]
-    embeddings = torch.from_numpy(embed_images({"": model}, images, batch, settings.data, Processes(), None)[0][""])
+    embeddings = torch.from_numpy(
+        embed_images({"": model}, images, batch, settings.data, Processes(), None).embeddings[""]
+    )
     negative = InstanceMiner(scale).scores(embeddings, torch.from_numpy(images.labels[batch])).negative
     return (negative.amax(1) / negative.sum(1)).mean().item()
 

@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from metricweight.checks import InputError, nearest
 from metricweight.data.sampler import SamplerRule
+from metricweight.data.tracklets import Clip, TestClip
 from metricweight.data.transforms import PixelsName, TransformName
 from metricweight.emphasis import UnitMean, Weighting, chain
 from metricweight.losses.table import LOSSES, DerivativeLoss, Loss
 from metricweight.models.backbones import Level
 from metricweight.models.pooling import Pooling
+from metricweight.models.sets import Fusion, TestFusion
 from metricweight.recipes import recipes
 
 KINDS = ("pair", "example", "target")
+LISTS = ("plus", "frame_losses")  # groups that are lists of losses
 Side = Annotated[int, Field(ge=8)]
 
 
@@ -83,9 +86,38 @@ class ModelSettings(_Strict):
         return weights and weights.expanduser().resolve()
 
 
+class TrackletSettings(_Strict):
+    """Tracklets of a manifest: the clips that are learned from, and what a tracklet is judged by."""
+
+    frames: int | None = Field(
+        None, ge=1, description="frames of a training clip; null: frames are learned from one by one, as pictures"
+    )
+    clip: Clip = Field("random", description="which frames a training clip has: `metricweight options clips`")
+    stride: int = Field(1, ge=1, description="of clip=consecutive: how many frames further the next one is")
+    fusion: Fusion = Field(
+        "mean", description="how a training clip becomes one embedding: `metricweight options fusions`"
+    )
+    test_clip: TestClip = Field("all", description="by which frames a tracklet is judged: all, first or evenly")
+    test_frames: int | None = Field(None, ge=1, description="how many, of test_clip=first and evenly")
+    test_fusion: TestFusion = Field(
+        "mean", description="how these become one embedding: mean, max, quality or self_attention"
+    )
+
+    @property
+    def seen(self) -> str:
+        """What a tracklet is judged by, in words."""
+        clips = {
+            "all": "all frames",
+            "first": f"first {self.test_frames} frames",
+            "evenly": f"{self.test_frames} frames evenly",
+        }
+        fusions = {"quality": "largest class probability as quality", "self_attention": "self-attention"}
+        return f"{clips[self.test_clip]}, {fusions.get(self.test_fusion, self.test_fusion)}"
+
+
 class BatchSettings(_Strict):
     classes: int | None = Field(None, ge=1, description="classes per batch; null: all there are, 32 at most")
-    images: int = Field(4, ge=1, description="images per class")
+    images: int = Field(4, ge=1, description="images per class; with tracklets.frames, tracklets per class")
     rule: SamplerRule = Field(
         "ranked_list", description="how classes and images are drawn: `metricweight options samplers`"
     )
@@ -145,6 +177,9 @@ class Settings(_Strict):
     plus: list[dict[str, Any]] = Field(
         [], description="losses that are added, as [{name: cce, weight: 0.5}]: name, weight and arguments of each"
     )
+    frame_losses: list[dict[str, Any]] = Field(
+        [], description="as plus, of the single frames of clips; loss and plus are of whole clips then"
+    )
     attention: AttentionSettings = AttentionSettings()
     memory: MemorySettings = MemorySettings()
     miner: dict[str, Any] | None = Field(
@@ -153,6 +188,7 @@ class Settings(_Strict):
     weighting: dict[str, Any] | None = Field(
         None, description="weighs each embedding's gradient: name and arguments of a loss of kind example"
     )
+    tracklets: TrackletSettings = TrackletSettings()
     batch: BatchSettings = BatchSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     steps: int = Field(600, ge=1, description="batches to train on")
@@ -202,7 +238,19 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
     _drop_what_belongs_to_others(values, words)
     for word in words:
         _set(values, word)
-    settings = resolve(values)
+    return _useful(resolve(values))
+
+
+def changed(settings: Settings, words: Iterable[str]) -> Settings:
+    """Some settings, changed by words, as `read` does it."""
+    values = settings.model_dump()
+    for word in words:
+        _set(values, word)
+    return _useful(resolve(values))
+
+
+def _useful(settings: Settings) -> Settings:
+    """The settings; raises InputError where something is set that would do nothing."""
     if useless := list(_without_effect(settings)):
         raise InputError("\n".join(useless))
     return settings
@@ -274,7 +322,7 @@ def resolve(values: Mapping[str, Any]) -> Settings:
     parts = dict(_parts(values))
     named = {group: _named(group, part, kinds) for group, (part, kinds) in parts.items()}
     keys = [*_keys(Settings), *(f"{group}.{key}" for group, row in named.items() for key in ("name", *_keys(row)))]
-    plain = {**values, "loss": {}, "plus": [], "miner": None, "weighting": None}
+    plain = {**values, "loss": {}, **{name: [] for name in LISTS}, "miner": None, "weighting": None}
     problems = _problems(Settings, plain, keys)
     for group, row in named.items():
         ends = (_problems(row, _without_name(end), keys, prefix=f"{group}.") for end in _ends(parts[group][0]))
@@ -285,8 +333,8 @@ def resolve(values: Mapping[str, Any]) -> Settings:
     total = settings.steps * settings.batch.accumulate  # a loss counts batches
     from_elsewhere = {"total": total, "dim": settings.model.embedding_size}
     made: dict[str, Any] = {group: _made(group, parts[group][0], row, from_elsewhere) for group, row in named.items()}
-    plus = [made.pop(group) for group in list(made) if group.startswith("plus.")]
-    settings = settings.model_copy(update={**made, "plus": plus})
+    lists = {name: [made.pop(group) for group in list(made) if group.startswith(f"{name}.")] for name in LISTS}
+    settings = settings.model_copy(update={**made, **lists})
     return settings
 
 
@@ -310,6 +358,29 @@ def _without_effect(settings: Settings) -> Iterable[str]:
         yield "setting memory.start is of a memory, and memory.size is 0; give it a size."
     if settings.memory.size and settings.memory.start >= settings.steps:
         yield f"setting memory.start={settings.memory.start} is not reached in {settings.steps} steps; lower it."
+    yield from _without_clips(settings)
+
+
+def _without_clips(settings: Settings) -> Iterable[str]:
+    """What is said of tracklets that would do nothing, or lacks what it needs."""
+    asked, fields = settings.tracklets, TrackletSettings.model_fields
+    if asked.frames is None:
+        for key in ("clip", "stride", "fusion"):
+            if getattr(asked, key) != fields[key].default:
+                yield f"setting tracklets.{key} is of clips, and tracklets.frames is null; set it to their length."
+        if settings.frame_losses:
+            yield "setting frame_losses is of clips, and tracklets.frames is null; set it, or use loss and plus."
+    if asked.stride != 1 and asked.clip != "consecutive":
+        yield f"setting tracklets.stride is of tracklets.clip=consecutive, and it is {asked.clip}; leave it out."
+    if asked.test_clip == "all" and asked.test_frames is not None:
+        yield "setting tracklets.test_frames is of test_clip=first or evenly, and all frames are taken; leave it out."
+    if asked.test_clip != "all" and asked.test_frames is None:
+        yield f"setting tracklets.test_clip={asked.test_clip} needs a number of frames; set tracklets.test_frames."
+    if asked.test_fusion == "self_attention" and asked.fusion != "self_attention":
+        yield (
+            "setting tracklets.test_fusion=self_attention needs an attention that was trained; "
+            "set tracklets.fusion=self_attention too."
+        )
 
 
 def build(part: Mapping[str, Any]) -> nn.Module:
@@ -368,10 +439,11 @@ def _moves(key: str, value: Any) -> bool:
 def _parts(values: Mapping[str, Any]) -> Iterable[tuple[str, tuple[Any, tuple[str, ...]]]]:
     """The groups of settings that name a loss, with the kinds that each may be of."""
     yield "loss", (values.get("loss"), KINDS)
-    plus = values.get("plus") or []
-    if not isinstance(plus, list):
-        raise InputError(f"setting plus: should be a list such as [{{name: cce, weight: 0.5}}]; got {plus!r}.")
-    yield from ((f"plus.{i}", (part, KINDS)) for i, part in enumerate(plus))
+    for name in LISTS:
+        listed = values.get(name) or []
+        if not isinstance(listed, list):
+            raise InputError(f"setting {name}: should be a list such as [{{name: cce, weight: 0.5}}]; got {listed!r}.")
+        yield from ((f"{name}.{i}", (part, KINDS)) for i, part in enumerate(listed))
     for group, kinds in (("miner", ("pair",)), ("weighting", ("example",))):
         if values.get(group) is not None:
             yield group, (values[group], kinds)
@@ -389,7 +461,7 @@ def _named(group: str, part: Any, kinds: Sequence[str]) -> type[BaseModel]:
             f"setting {group}.name: {name!r} is not {what}{nearest(str(name), known)} Known: {', '.join(known)}."
         )
     row = _arguments(LOSSES[name])
-    if group.startswith("plus."):
+    if group.partition(".")[0] in LISTS:
         row = create_model(row.__name__, __base__=row, weight=(Annotated[float, Field(gt=0)], 1.0))
     return row
 

@@ -15,6 +15,7 @@ from metricweight.emphasis import (
     Density,
     Emphasis,
     Exponential,
+    FeatureLearningAttention,
     GeneralisedCrossEntropy,
     MeanAbsoluteError,
     MeanSquaredError,
@@ -28,9 +29,10 @@ from metricweight.emphasis import (
     emphasis_variance,
     imae,
 )
+from metricweight.losses import LOSSES, ClassAwareAttention
 
 A = math.log(1e-4)
-LOSSES = [  # the weighting, and the loss as a function of p
+OF_P = [  # the weighting, and the loss as a function of p
     (CrossEntropy(), lambda p: -p.log()),
     (MeanAbsoluteError(), lambda p: 2 * (1 - p)),
     (MeanSquaredError(), lambda p: (1 - p) ** 2),
@@ -41,7 +43,7 @@ LOSSES = [  # the weighting, and the loss as a function of p
     (SymmetricCrossEntropy(0.1, 1.0, -4.0), lambda p: -0.1 * p.log() + 4 * (1 - p)),
 ]
 EVERY = [
-    *(weighting for weighting, _ in LOSSES),
+    *(weighting for weighting, _ in OF_P),
     Emphasis(),
     Emphasis(0.5, 1e6),
     Emphasis(0.0, -2.0),
@@ -51,12 +53,15 @@ EVERY = [
     Exponential(1e6),
     Beta(2, 2),
     Beta(0.5, 0.5),
+    FeatureLearningAttention(),
+    FeatureLearningAttention(0.9, 1e-6),
+    chain(FeatureLearningAttention(), Power(2), UnitMean()),
     chain(Emphasis(), Density(), Power(2), Clip(3), UnitMean()),
     chain(Emphasis(0.5, 1e6), BatchSum()),
 ]
 
 
-@pytest.mark.parametrize(("weighting", "loss"), LOSSES)
+@pytest.mark.parametrize(("weighting", "loss"), OF_P)
 def test_weights_are_the_l1_norms_of_the_losss_derivative(weighting, loss):
     z = (3 * torch.randn(50, 4, dtype=torch.float64)).requires_grad_()
     p = z.softmax(1)[:, 0]
@@ -116,6 +121,10 @@ MODES = [
     (Beta(0.5, 1), 0),
     (Beta(0.5, 3), 0),
     (Beta(3, 0.5), 1),
+    (FeatureLearningAttention(), 0.75 - (0.5**2 / 4 + 0.18**2) ** 0.5),  # (p - 0.5) (1 - p) = -0.18^2
+    (FeatureLearningAttention(0.5, 1e-6), 0.5),
+    (FeatureLearningAttention(1, 0.3), 0.7),
+    (FeatureLearningAttention(0.1, 2), 0),
 ]
 
 
@@ -254,6 +263,11 @@ def test_its_repr_builds_it_and_it_pickles_and_compares(weighting):
         (lambda: GeneralisedCrossEntropy(0.7, k=1), r"k is in \[0, 1\), got 1"),
         (lambda: SymmetricCrossEntropy(-1), "alpha and beta are not negative, got -1 and 0.1"),
         (lambda: SymmetricCrossEntropy(a=4), "a stands for log 0 and is below 0, got 4"),
+        (
+            lambda: FeatureLearningAttention(-0.1),
+            r"FeatureLearningAttention mean is a probability in \[0, 1\], got -0.1",
+        ),
+        (lambda: FeatureLearningAttention(0.5, 0), "FeatureLearningAttention sigma is 1e-6 or more, got 0"),
         (lambda: Clip(0), "Clip most is a weight above 0, got 0"),
         (lambda: Power(-1), "Power exponent is a number above 0, got -1"),
         (lambda: chain(Emphasis), "each made with its arguments; got <class"),
@@ -267,6 +281,75 @@ def test_its_repr_builds_it_and_it_pickles_and_compares(weighting):
 def test_what_cannot_be_is_refused_in_one_sentence(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def bell(p, mean=0.5, sigma=0.18):
+    return (-((p - mean) ** 2) / (2 * sigma**2)).exp()
+
+
+@pytest.mark.parametrize(("mean", "sigma"), [(0.5, 0.18), (0.2, 0.5), (1.0, 0.05)])
+def test_feature_learning_attention_is_cross_entropy_averaged_by_a_bell_of_p(mean, sigma):
+    z = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(3).requires_grad_()
+    labels = torch.arange(50) % 4
+    log_p = z.log_softmax(1)[torch.arange(50), labels]
+    v = bell(log_p.detach().exp(), mean, sigma)
+    (expected,) = torch.autograd.grad(-(v * log_p).sum() / v.sum(), z)
+    loss = LOSSES["feature_learning"].build(mean=mean, sigma=sigma)(z, labels)
+    (found,) = torch.autograd.grad(loss, z)
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-14)
+    assert loss.item() == pytest.approx(-log_p.mean().item())  # as of every weighting, its value is cross entropy
+
+
+def test_feature_learning_attention_is_the_classification_loss_of_released_class_aware_attention():
+    embeddings, labels = torch.randn(30, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 5
+    attention = ClassAwareAttention(classes=5, dim=8, form="released")
+    with torch.no_grad():
+        attention.contexts.copy_(torch.randn(5, 8, generator=torch.Generator().manual_seed(1)))
+    (expected,) = torch.autograd.grad(attention(embeddings, labels), attention.contexts)
+    logits = embeddings @ attention.contexts.T
+    (found,) = torch.autograd.grad(LOSSES["feature_learning"].build()(logits, labels), attention.contexts)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_feature_learning_attention_depends_on_the_batch():
+    p = torch.tensor([0.2, 0.5, 0.7, 1.0], dtype=torch.float64)
+    v = [math.exp(-((x - 0.5) ** 2) / (2 * 0.18**2)) for x in (0.2, 0.5, 0.7, 1.0)]
+    expected = [2 * (1 - x) * y / (sum(v) / 4) for x, y in zip((0.2, 0.5, 0.7, 1.0), v, strict=True)]
+    assert FeatureLearningAttention()(p).tolist() == pytest.approx(expected)
+    assert FeatureLearningAttention()(p[:2])[0].item() == pytest.approx(2 * 0.8 * v[0] / (sum(v[:2]) / 2))
+    assert FeatureLearningAttention().of_batch
+    assert chain(FeatureLearningAttention(), Clip(3)).of_batch
+
+
+def test_an_example_alone_weighs_what_cross_entropy_gives_it():
+    for p in (0.0, 0.3, 1.0):
+        assert FeatureLearningAttention()(torch.tensor([p])).item() == pytest.approx(2 * (1 - p))
+
+
+def test_however_far_all_p_are_from_the_mean_the_nearest_count():
+    w = FeatureLearningAttention(0.5, 0.001)
+    assert w(torch.tensor([0.9, 0.8, 0.2])).tolist() == pytest.approx([0, 3 * 0.4 / 2, 3 * 1.6 / 2], rel=1e-2)
+    assert w(torch.tensor([0.9, 0.7])).tolist() == pytest.approx([0, 2 * 0.6])
+    assert w(torch.tensor([1.0, 1.0])).tolist() == [0, 0]
+    assert w(torch.tensor([0.0, 1.0, 0.0])).tolist() == pytest.approx([2, 0, 2])
+    tiny = FeatureLearningAttention(0.5, 1e-6)
+    assert tiny(torch.tensor([0.0, 1e-30, 1.0])).isfinite().all()
+    assert chain(tiny, UnitMean())(torch.tensor([0.1, 0.2])).tolist() == pytest.approx([0, 2])
+
+
+def test_by_itself_feature_learning_attention_is_that_of_p_spread_evenly():
+    w = FeatureLearningAttention()
+    p = (torch.arange(10**6, dtype=torch.float64) + 0.5) / 10**6
+    of_batch = w(p)
+    assert torch.allclose(w.even(p), of_batch, rtol=1e-9)
+    assert emphasis_variance(w) == pytest.approx(emphasis_variance(of_batch).item(), rel=1e-6)
+    q, h = density(w, points=100_001)
+    assert torch.trapezoid(h, q).item() == pytest.approx(1, abs=1e-6)
+    assert h[30_000].item() == pytest.approx(
+        0.7 * bell(q[30_000]).item() / torch.trapezoid((1 - q) * bell(q), q).item()
+    )
+    with pytest.raises(ValueError, match="needs a weighting of p alone, got chain"):
+        density(chain(w, Power(2)))
 
 
 def test_truncated_gce_gives_nothing_to_p_up_to_k():

@@ -85,7 +85,15 @@ WEIGHTS = {
     "normal": lambda p: math.exp(-8 * p * (p - 1)),
     "exponential": lambda p: math.exp(2 * (1 - p)),
     "beta": lambda p: p * (1 - p),
+    "feature_learning": lambda p: 2 * (1 - p) * bell(p),
 }
+
+
+def bell(p):
+    return math.exp(-((p - 0.5) ** 2) / (2 * 0.18**2))
+
+
+OVER = {"feature_learning": bell}  # weights are divided by the batch's mean of it
 
 
 @of_kind("example")
@@ -93,10 +101,12 @@ def test_the_derivative_of_an_example_is_its_direction_times_its_weight(row):
     """Scaled cross entropy: w / (2 (1 - p)) (p - q), one example at a time."""
     x, labels = batch(row)
     expected = torch.zeros_like(x)
-    for i, (z, y) in enumerate(zip(x.tolist(), labels.tolist(), strict=True)):
-        p = [math.exp(v) / sum(map(math.exp, z)) for v in z]
+    every = [[math.exp(v) / sum(map(math.exp, z)) for v in z] for z in x.tolist()]
+    over = OVER.get(row.name, lambda p: 1)
+    mean = sum(over(p[y]) for p, y in zip(every, labels.tolist(), strict=True)) / len(x)
+    for i, (p, y) in enumerate(zip(every, labels.tolist(), strict=True)):
         for k in range(CLASSES):
-            expected[i, k] = WEIGHTS[row.name](p[y]) / (2 * (1 - p[y])) * (p[k] - (k == y)) / len(x)
+            expected[i, k] = WEIGHTS[row.name](p[y]) / mean / (2 * (1 - p[y])) * (p[k] - (k == y)) / len(x)
     assert torch.allclose(gradient(row.build(), x, labels), expected, rtol=1e-10, atol=1e-15)
     weights = row.make()(torch.linspace(0, 1, 101, requires_grad=True).detach())
     assert (weights >= 0).all()

@@ -104,7 +104,8 @@ def test_a_backbone_that_started_from_weights_is_reported_frozen(photos, tmp_pat
     from metricweight.training.embedding import embed_images
     from metricweight.training.judging import Features
 
-    found, _ = embed_images({"": Features(t.model)}, t.images, indices, t.settings.data, Processes(), None, "fp32")
+    made = embed_images({"": Features(t.model)}, t.images, indices, t.settings.data, Processes(), None, "fp32")
+    found = made.embeddings
     assert found[""].shape[1] == 4096
     expected = evaluate(found[""], t.images.labels[indices], ks=[1]).metrics
     assert models["frozen"]["test"]["map@r"] == expected["map@r"]

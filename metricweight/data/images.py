@@ -33,14 +33,12 @@ class Roles:
     numbers    [N] labels as the source numbers them, by which the protocol knows junk and distractors
     queries    [N] which pictures search
     cameras    [N] -1 where it is not known
-    tracklets  [N] those of one tracklet are judged as one; -1 for a still picture
     """
 
     protocol: str
     numbers: Indices
     queries: NDArray[np.bool_]
     cameras: NDArray[np.int16]
-    tracklets: Indices
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,9 @@ class Images:
     stamp     what tells this data from other data of the same name
     splits    indices of the images of each split, where the data say so
     roles     who searches for whom in the test half, where that is not each among all others
+    tracklets [N] which tracklet each is a frame of, -1 for a still picture; None where all are stills. Those of one
+              tracklet are judged as one
+    frames    [N] the order of frames in their tracklet, where there are any
     """
 
     picture: Callable[[int], Tensor]
@@ -65,6 +66,8 @@ class Images:
     stamp: str
     splits: Mapping[str, Indices] = field(default_factory=dict)
     roles: "Roles | None" = None
+    tracklets: Indices | None = None
+    frames: Indices | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -181,14 +184,18 @@ def from_manifest(path: Path, at_least: int | None = None, channels: int = 3) ->
     classes = [name or str(number) for number, name in zip(numbers, names, strict=True)]
     roles = None
     if listed.about.protocol != "self" and not alone:
-        columns = [table[name].to_numpy() for name in ("label", "is_query", "camera", "tracklet")]
+        columns = [table[name].to_numpy() for name in ("label", "is_query", "camera")]
         roles = Roles(listed.about.protocol, *columns)
+    tracklets = frames = None
+    if (table["tracklet"] >= 0).any():
+        tracklets, frames = table["tracklet"].to_numpy(), table["frame"].to_numpy()
     files = Files([str(item) for item in paths], members, [states[item] for item in paths], channels, at_least)
     sizes = (size for size, _ in files.states)
-    known = zip(table["path"], table["member"], table["label"], table["split"], sizes, strict=True)
+    ordered = [] if tracklets is None or frames is None else [tracklets, frames]
+    known = zip(table["path"], table["member"], table["label"], table["split"], sizes, *ordered, strict=True)
     stamp = hashlib.sha256("\n".join(" ".join(map(str, row)) for row in known).encode()).hexdigest()
     titles = [item if member < 0 else f"{item}:{member}" for item, member in zip(files.paths, members, strict=True)]
-    return Images(files, labels.reshape(-1), classes, titles, channels, stamp, splits, roles)
+    return Images(files, labels.reshape(-1), classes, titles, channels, stamp, splits, roles, tracklets, frames)
 
 
 def _splits(listed: "Manifest", path: Path) -> dict[str, Indices]:

@@ -112,9 +112,9 @@ def batches(
 class Reader:
     """Makes any batch on its own, so that it does not matter who does it.
 
-    A damaged picture of a training batch, where these are skipped, is replaced by the next of its class, in the order
-    of the data and from the last on to the first, that can be read. It comes from the same split, where the data have
-    splits. The place in the batch, and so the key, stays the same.
+    A damaged picture of a training batch, where these are skipped, is replaced by the next of its tracklet, if it has
+    one, or of its class, in the order of the data and from the last on to the first, that can be read. It comes from
+    the same split, where the data have splits. The place in the batch, and so the key, stays the same.
     """
 
     images: Images
@@ -172,6 +172,9 @@ class Reader:
             if index in rows:
                 others = np.intersect1d(others, rows)
         others = np.concatenate([others[others > index], others[others < index]])
+        tracklets = self.images.tracklets
+        if tracklets is not None and tracklets[index] >= 0:
+            others = others[np.argsort(tracklets[others] != tracklets[index], kind="stable")]
         for other in others.tolist():
             found = self.tried(other)
             if not isinstance(found, InputError):

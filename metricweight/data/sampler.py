@@ -54,6 +54,7 @@ class ClassBalancedSampler(Sampler[list[int]]):
                independent  c draws of a class with replacement, so one may come twice, and images with replacement
                shuffle      an epoch is a permutation of all images, cut into batches of c k, whatever their classes;
                             what is left over sits this epoch out
+    item       what errors call that which is drawn
 
     Every batch is full. Batches are a function of (seed, step): `batch(step)` counts through all epochs and may be
     asked in any order; call `set_epoch` before each pass over an epoch. `len` is the number of batches of that epoch,
@@ -71,11 +72,13 @@ class ClassBalancedSampler(Sampler[list[int]]):
         images: int,
         seed: int = 0,
         rule: SamplerRule = "ranked_list",
+        item: Literal["image", "tracklet"] = "image",
     ) -> None:
         order = np.argsort(labels, kind="stable")
         _, starts = np.unique(np.asarray(labels)[order], return_index=True)
         self.items = np.split(order, starts[1:]) if len(order) else []
         self.classes, self.images, self.seed, self.rule, self.epoch = classes, images, seed, rule, 0
+        self.item = item
         self._check()
         self._starts = [0]  # the first step of each epoch that was come to, where their lengths differ
         self._last: tuple[int, Indices] = -1, np.empty(0, np.int64)  # the last epoch that was drawn, which is costly
@@ -84,12 +87,12 @@ class ClassBalancedSampler(Sampler[list[int]]):
         if self.rule not in (known := get_args(SamplerRule)):
             raise InputError(f"'{self.rule}' is not a sampler{nearest(self.rule, known)} Known: {', '.join(known)}.")
         if self.classes < 1 or self.images < 1:
-            raise InputError(f"a batch needs at least 1 class and 1 image, got {self.classes} x {self.images}.")
+            raise InputError(f"a batch needs at least 1 class and 1 {self.item}, got {self.classes} x {self.images}.")
         if self.rule == "shuffle":
             if (items := sum(map(len, self.items))) < self.size:
                 raise InputError(
-                    f"a batch of {self.classes} x {self.images} images was asked for, but there are {items} to train "
-                    f"on; set batch.classes and batch.images so that their product is {items} or less."
+                    f"a batch of {self.classes} x {self.images} {self.item}s was asked for, but there are {items} to "
+                    f"train on; set batch.classes and batch.images so that their product is {items} or less."
                 )
         elif len(self.items) < self.classes:
             raise InputError(
@@ -126,8 +129,8 @@ class ClassBalancedSampler(Sampler[list[int]]):
             raise InputError(f"a share is of one of the processes 0 to {processes - 1}, got {process}.")
         if self.size % processes:
             raise InputError(
-                f"a batch of {self.classes} x {self.images} images was asked for, which {processes} processes cannot "
-                f"share equally; set batch.classes or batch.images to a multiple of {processes}."
+                f"a batch of {self.classes} x {self.images} {self.item}s was asked for, which {processes} processes "
+                f"cannot share equally; set batch.classes or batch.images to a multiple of {processes}."
             )
         each = self.size // processes
         return self.batch(step)[process * each : (process + 1) * each]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metricweight.checks import InputError
-from metricweight.emphasis.functions import Beta, Weighting, largest
+from metricweight.emphasis.functions import Beta, FeatureLearningAttention, Weighting, largest
 
 
 def area(weighting: Weighting) -> float:
@@ -27,7 +27,7 @@ def density(weighting: Weighting, points: int = 1001) -> tuple[Tensor, Tensor]:
     arXiv:1905.11233.
     """
     p = torch.linspace(0, 1, points, dtype=torch.float64)
-    return p, largest(weighting(p) / area(weighting))
+    return p, largest(_of_p(weighting)(p) / area(weighting))
 
 
 def emphasis_mode(weighting: Weighting) -> float:
@@ -61,15 +61,23 @@ def emphasis_variance(weights: Tensor | Weighting) -> Tensor | float:
 
 def _moments(weighting: Weighting) -> tuple[float, float]:
     """The mean and the variance of the weights for p spread evenly over [0, 1]."""
-    if getattr(weighting, "of_batch", False):
-        raise InputError(
-            f"an integral over p needs a weighting of p alone, got {weighting!r}, which depends on a batch."
-        )
+    weighting = _of_p(weighting)
     if isinstance(weighting, Beta):  # its ends may be infinite
         mean = _beta(weighting.a, weighting.eta)
         return mean, _beta(2 * weighting.a - 1, 2 * weighting.eta - 1) - mean**2
     mean = _integral(weighting)
     return mean, _integral(lambda p: (weighting(p) - mean) ** 2)
+
+
+def _of_p(weighting: Weighting) -> Weighting:
+    """The weighting as a function of p alone: what depends on the batch, in a batch whose p are spread evenly."""
+    if isinstance(weighting, FeatureLearningAttention):
+        return weighting.even
+    if getattr(weighting, "of_batch", False):
+        raise InputError(
+            f"an integral over p needs a weighting of p alone, got {weighting!r}, which depends on a batch."
+        )
+    return weighting
 
 
 def _beta(a: float, b: float) -> float:

@@ -12,6 +12,7 @@ of the papers, slides and released settings unless said.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -231,3 +232,49 @@ class Beta:
 
     def __call__(self, p: Tensor) -> Tensor:
         return largest(p ** (self.a - 1)) * largest((1 - p) ** (self.eta - 1))
+
+
+@dataclass(frozen=True)
+class FeatureLearningAttention:
+    """Medium examples of a batch count most:  w_i = 2 (1 - p_i) v_i / mean_k v_k.
+
+        v = exp( -(p - mean)^2 / (2 sigma^2) )
+
+    mean   in [0, 1], the p round which examples count
+    sigma  from 1e-6, how far from it they still do
+
+    In a loss that is a mean over the batch it is cross entropy with constant weights, L = sum_i v_i CE_i / sum_k v_k.
+    A weight depends on the other p that it is called with, its batch (`of_batch`); however far all of them are from the
+    mean, the nearest count. `even` is w in a batch whose p are spread evenly over [0, 1], a function of p alone, by
+    which curves and variances are told. The mode is that of 2 (1 - p) v, a little below the mean.
+
+    The feature learning attention of Wang et al., ID-aware quality for set-based person re-identification,
+    arXiv:1911.09143, with the numbers of the authors' released code for class-aware attention.
+    """
+
+    of_batch: ClassVar[bool] = True
+
+    mean: float = 0.5
+    sigma: float = 0.18
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.mean <= 1, f"FeatureLearningAttention mean is a probability in [0, 1], got {self.mean}.")
+        _require(1e-6 <= self.sigma < math.inf, f"FeatureLearningAttention sigma is 1e-6 or more, got {self.sigma}.")
+
+    @property
+    def mode(self) -> float:
+        span = 1 - self.mean  # (p - mean) (1 - p) = -sigma^2
+        return max(0.0, self.mean + (span - math.hypot(span, 2 * self.sigma)) / 2)
+
+    def __call__(self, p: Tensor) -> Tensor:
+        share = self._log_v(p).flatten().softmax(0).view(p.shape)  # v_i / sum_k v_k, also where all v are as good as 0
+        return largest(2 * (1 - p.double()) * share * p.numel()).to(p.dtype)
+
+    def even(self, p: Tensor) -> Tensor:
+        """2 (1 - p) v / integral_0^1 v, a function of p alone."""
+        ends = [math.erf(x / (self.sigma * math.sqrt(2))) for x in (self.mean, 1 - self.mean)]
+        integral = self.sigma * math.sqrt(math.pi / 2) * sum(ends)
+        return 2 * (1 - p) * self._log_v(p).exp().to(p.dtype) / integral
+
+    def _log_v(self, p: Tensor) -> Tensor:
+        return -(((p.double() - self.mean) / self.sigma) ** 2) / 2

@@ -106,6 +106,13 @@ LOSSES: dict[str, Loss] = {
         Loss("normal", "example", "1905.11233", "exp(-beta p (p - 2 mode))", weighting.Normal),
         Loss("exponential", "example", "1905.11233", "exp(beta (1 - p))", weighting.Exponential),
         Loss("beta", "example", "1905.11233", "p^(a-1) (1 - p)^(eta-1)", weighting.Beta),
+        Loss(
+            "feature_learning",
+            "example",
+            "1911.09143",
+            "2 (1 - p) v / mean v, v = normal(p)",
+            weighting.FeatureLearningAttention,
+        ),
         Loss("label_smoothing", "target", "1512.00567", "(1 - e) q + e/C", LabelSmoothingLoss),
         Loss("confidence_penalty", "target", "1701.06548", "(1 - e) q - e p", ConfidencePenaltyLoss),
         Loss("bootstrapping", "target", "1412.6596", "(1 - e) q + e p", BootstrappingLoss),

@@ -43,26 +43,31 @@ class ClassAwareAttention(nn.Module):
     def attention(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """a_i, [B], from 0 to 1."""
         p = self._log_probability(embeddings, labels).exp()
-        return p if self.form == "poster" else _gaussian(p, 1.0, 0.68)
+        return p if self.form == "poster" else gaussian(p, 1.0, 0.68)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         log_p = self._log_probability(embeddings, labels)
         p = log_p.detach().exp()
-        weights = torch.ones_like(p) if self.form == "poster" else _gaussian(p, 0.5, 0.18)
+        weights = torch.ones_like(p) if self.form == "poster" else gaussian(p, 0.5, 0.18)
         return -(weights * log_p).sum() / weights.sum().clamp(min=torch.finfo(log_p.dtype).tiny)
 
-    def _log_probability(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        check_embeddings(embeddings, labels)
-        if embeddings.shape[1] != self.dim:
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """f_i . c_k of embeddings [B, D] and all contexts, [B, classes]."""
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
             raise InputError(f"embeddings must be [B, {self.dim}] to match dim, got {list(embeddings.shape)}.")
         f = unit(embeddings) if self.form == "poster" else at_least_float32(embeddings)
         with torch.autocast(f.device.type, enabled=False):
-            logits = F.linear(f, self.contexts.to(f.dtype))
-        return logits.log_softmax(1).gather(1, labels.to(f.device).long()[:, None])[:, 0]
+            return F.linear(f, self.contexts.to(f.dtype))
+
+    def _log_probability(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        check_embeddings(embeddings, labels)
+        logits = self.logits(embeddings)
+        return logits.log_softmax(1).gather(1, labels.to(logits.device).long()[:, None])[:, 0]
 
     def __repr__(self) -> str:
         return f"ClassAwareAttention(classes={self.classes}, dim={self.dim}, form={self.form!r})"
 
 
-def _gaussian(p: Tensor, mean: float, sigma: float) -> Tensor:
+def gaussian(p: Tensor, mean: float, sigma: float) -> Tensor:
+    """exp( -(p - mean)^2 / (2 sigma^2) ), 1 at the mean."""
     return torch.exp(-((p - mean) ** 2) / (2 * sigma**2))

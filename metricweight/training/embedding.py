@@ -26,7 +26,7 @@ from metricweight.models.backbones import BACKBONES
 from metricweight.models.heads import Embedder, embedder
 from metricweight.models.weights import checksum
 from metricweight.progress import say, track
-from metricweight.settings import DataSettings, Settings, read
+from metricweight.settings import DataSettings, Settings, TrackletSettings, changed, read
 from metricweight.training import checkpoint
 from metricweight.training.distributed import Processes, joined
 from metricweight.training.engine import autocast
@@ -40,6 +40,7 @@ from metricweight.training.pictures import (
     view_of,
     with_pixels,
 )
+from metricweight.training.tracklets import Fuse, frames_judged, fuser, means, rebuilt
 
 SPLITS = ("train", "validation", "test")
 PART = 16 * BLOCK  # pictures that are embedded before they are written down
@@ -53,6 +54,7 @@ class Asked(NamedTuple):
     channels  of the pictures that the model looks at, where there is a model
     stem      where the embeddings go if nothing is said, without the split and without .npz
     own       the data are those that the model was trained on
+    fuse      how the frames of a tracklet become one embedding
     """
 
     settings: Settings
@@ -60,6 +62,7 @@ class Asked(NamedTuple):
     channels: int | None
     stem: Path
     own: bool
+    fuse: Fuse = means
 
 
 def embed(
@@ -76,7 +79,8 @@ def embed(
 
     what    folder of a run, a checkpoint in it, or the name of a backbone
     words   settings of a backbone, which are those of the recipe `folder` but for the features as they are, and
-            pictures of the size that the backbone was made for
+            pictures of the size that the backbone was made for; of a run those alone by which tracklets are judged,
+            tracklets.test_clip, test_frames and test_fusion
     data    "glyphs", "digits", a folder of class folders, a CSV or a manifest; None: the data of the run
     split   "train", "validation", "test" or "all"; None: test for the data of the run and for data that have a test
             half of their own, all for other data
@@ -106,7 +110,8 @@ def embed(
             raise InputError(f"there are no {split} classes, since data.{split}={getattr(settings.data, split)}.")
         model = asked.model or _backbone(settings, images.channels, processes)
         settings = settings if asked.model else with_pixels(settings, images.channels)
-        _embed(model, settings, images, indices, split, flip, out, shards, overwrite, processes)
+        indices = frames_judged(images, indices, settings.tracklets)
+        _embed(model, asked.fuse, settings, images, indices, split, flip, out, shards, overwrite, processes)
     return out
 
 
@@ -114,9 +119,7 @@ def _asked(what: str, words: Sequence[str], data: str | None) -> Asked:
     """Finds what is meant by the first word of a command line, and what is to be embedded by it."""
     path = Path(what)
     if path.is_file() or (path / "checkpoint.pt").is_file():
-        if words:
-            raise InputError(f"{words[0]}: a run has its own settings; words are for a backbone.")
-        return _of_run(path, data)
+        return _of_run(path, words, data)
     if what in BACKBONES or what.startswith("timm:"):
         return _of_backbone(what, words, data)
     raise InputError(
@@ -125,8 +128,16 @@ def _asked(what: str, words: Sequence[str], data: str | None) -> Asked:
     )
 
 
-def _of_run(path: Path, data: str | None) -> Asked:
+def _of_run(path: Path, words: Sequence[str], data: str | None) -> Asked:
+    for word in words:
+        if not word.startswith("tracklets.test_"):
+            raise InputError(
+                f"{word}: a run has its own settings; only tracklets.test_clip, test_frames and test_fusion can be "
+                "others. Words are for a backbone."
+            )
     model, settings, found = checkpoint.load(path)
+    settings = changed(settings, words)
+    fuse = fuser(settings, rebuilt(settings, found, model)) if settings.tracklets.test_fusion != "mean" else means
     source = settings.data if data is None else _other(settings.data, data)
     own = (source.source, source.root) == (settings.data.source, settings.data.root)
     state = path if path.is_file() and path.name != "checkpoint.pt" else None
@@ -135,7 +146,7 @@ def _of_run(path: Path, data: str | None) -> Asked:
     names = ["embeddings", *([state.stem] if state else []), *([] if own else [_name(source)])]
     device = "cpu" if settings.device == "cpu" else "auto"  # it may have been trained elsewhere
     settings = settings.model_copy(update={"data": source, "device": device})
-    return Asked(settings, model, found["channels"], home / "-".join(names), own)
+    return Asked(settings, model, found["channels"], home / "-".join(names), own, fuse)
 
 
 def _of_backbone(name: str, words: Sequence[str], data: str | None) -> Asked:
@@ -178,6 +189,7 @@ def _check_free(out: Path, shards: bool, overwrite: bool) -> None:
 
 def _embed(
     model: Embedder,
+    fuse: Fuse,
     settings: Settings,
     images: Images,
     indices: Indices,
@@ -200,14 +212,14 @@ def _embed(
         say(f"{len(shapes)} of {len(cuts)} parts are there already{'; the work goes on with the others' * bool(left)}.")
     made = _by_parts(
         {"": model}, images, [cuts[number] for number in left], settings.data, processes, "embedding",
-        settings.precision, flip,
+        settings.precision, flip, {"": fuse},
     )  # fmt: skip
     try:
         for number, part in zip(left, made, strict=True):
             found = part.embeddings[""]
             if processes.first:
                 more = {"stamp": np.array(json.dumps(stamp)), "part": np.array([number, len(cuts)])}
-                known = _described(images, part.indices, split, flip)
+                known = _described(part, "", images, split, flip, settings.tracklets)
                 write_arrays(folder / part_name(number), embeddings=found, **known, **more)
             shapes[number] = found.shape
     except KeyboardInterrupt:
@@ -245,11 +257,14 @@ def _stamp(
     for origin in ("pretrained", "weights"):  # the weights themselves are looked at
         del asked[origin]
     device = "cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"
-    view = [repr(view_of(data)), data.damaged, split, flip, settings.precision, device, PART, BLOCK]
+    judged = settings.tracklets.seen if images.tracklets is not None else None
+    view = [repr(view_of(data)), data.damaged, split, flip, settings.precision, device, PART, BLOCK, judged]
     rows = np.concatenate(cuts)
     arrays: list[NDArray[Any]] = [rows, images.labels[rows]]
     if (roles := images.roles) is not None:
-        arrays += [x[rows] for x in (roles.numbers, roles.queries, roles.cameras, roles.tracklets)]
+        arrays += [x[rows] for x in (roles.numbers, roles.queries, roles.cameras)]
+    if images.tracklets is not None:
+        arrays.append(images.tracklets[rows])
     if isinstance(images.picture, Files):
         arrays += [np.array([images.picture.states[i] for i in rows])]
     return {
@@ -299,10 +314,12 @@ class Embedded(NamedTuple):
     """Some items of the images, by each of some networks.
 
     embeddings  [I, D] of each network, by name
+    first       [I, D] the same of the first frame of each item alone
     indices     of the images of these items; those of an item stand together
     """
 
     embeddings: dict[str, NDArray[np.float32]]
+    first: dict[str, NDArray[np.float32]]
     indices: Indices
 
 
@@ -315,24 +332,27 @@ def embed_images(
     what: str | None,
     precision: str = "fp32",
     flip: bool = False,
-) -> tuple[dict[str, NDArray[np.float32]], Indices]:
-    """Embeddings [I, D] by each network of the items of the images at `indices`, seen as in a test: that of a tracklet
-    is the mean of those of its frames. Each picture is read once; processes share the work, and all have the result,
-    which is the same for any number of them.
+    fuse: Mapping[str, Fuse] | None = None,
+) -> Embedded:
+    """Embeddings by each network of the items of the images at `indices`, seen as in a test. Each picture is read once;
+    processes share the work, and all have the result, which is the same for any number of them.
 
     what       name of the progress bar, if any
     precision  in which the networks work
     flip       the mean of each picture's and its mirror image's embedding
+    fuse       how the frames of a tracklet become one embedding, by the name of the network; else their mean
 
-    Beside them, the indices of the images whose items are in it, in the order of the items: damaged pictures may have
-    been left out. Raises InputError where none can be read.
+    Damaged pictures may have been left out. Raises InputError where none can be read.
     """
-    made = _by_parts(networks, images, _cut(images, indices), data, processes, what, precision, flip)
+    made = _by_parts(networks, images, _cut(images, indices), data, processes, what, precision, flip, fuse or {})
     found = [part for part in made if len(part.indices)]
     if not found:
         raise InputError("none of the pictures can be read, so nothing can be embedded.")
-    means = {name: np.concatenate([part.embeddings[name] for part in found]) for name in networks}
-    return means, np.concatenate([part.indices for part in found])
+    return Embedded(
+        {name: np.concatenate([part.embeddings[name] for part in found]) for name in networks},
+        {name: np.concatenate([part.first[name] for part in found]) for name in networks},
+        np.concatenate([part.indices for part in found]),
+    )
 
 
 def _cut(images: Images, indices: Indices) -> list[Indices]:
@@ -352,6 +372,7 @@ def _by_parts(
     what: str | None,
     precision: str,
     flip: bool,
+    fuse: Mapping[str, Fuse],
 ) -> Iterator[Embedded]:
     """The embeddings of each part in turn. Never are more than BLOCK pictures embedded at once."""
     for network in networks.values():
@@ -361,10 +382,10 @@ def _by_parts(
     coming = seen(images, data, wanted, processes)
     with closing(track(coming, what, total=len(wanted))) as tracked:  # type: ignore[type-var]
         for cut, blocks in zip(cuts, mine, strict=True):
-            yield _means(networks, images, cut, islice(tracked, len(blocks)), processes, precision, flip)
+            yield _part(networks, images, cut, islice(tracked, len(blocks)), processes, precision, flip, fuse)
 
 
-def _means(
+def _part(
     networks: Mapping[str, nn.Module],
     images: Images,
     cut: Indices,
@@ -372,16 +393,13 @@ def _means(
     processes: Processes,
     precision: str,
     flip: bool,
+    fuse: Mapping[str, Fuse],
 ) -> Embedded:
-    """The items of a part, of which this process embeds some pictures.
-
-    Sums are kept in float64, where those of some float32 numbers are the same in any order.
-    """
-    of = items_of(images, cut).of
+    """The items of a part, of which this process embeds some pictures. All of its frames are held, no more."""
     place = np.empty(len(images), np.int64)
-    place[cut] = of
-    counts = torch.zeros(int(of.max()) + 1, dtype=torch.float64)
-    sums: dict[str, Tensor] = {}
+    place[cut] = np.arange(len(cut))
+    there = torch.zeros(len(cut))
+    frames: dict[str, Tensor] = {}
     damaged: list[str] = []
     for batch in coming:
         damaged += batch.damaged
@@ -389,22 +407,27 @@ def _means(
             continue
         pictures = batch.images.to(processes.device, non_blocking=True)
         where = torch.from_numpy(place[batch.indices])
-        counts.index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
+        there[where] = 1
         for name, network in networks.items():
-            found = embedded(network, pictures, precision, flip).cpu().double()
-            if name not in sums:
-                sums[name] = found.new_zeros(len(counts), found.shape[1])
-            sums[name].index_add_(0, where, found)
-    everybodys = processes.all_tell(({name: total.shape[1] for name, total in sums.items()}, damaged))
+            found = embedded(network, pictures, precision, flip).cpu()
+            if name not in frames:
+                frames[name] = found.new_zeros(len(cut), found.shape[1])
+            frames[name][where] = found
+    everybodys = processes.all_tell(({name: x.shape[1] for name, x in frames.items()}, damaged))
     for bad in (bad for _, some in everybodys for bad in some):
         say(f"{bad} It is left out.")
     widths: dict[str, int] = {name: width for some, _ in everybodys for name, width in some.items()}
-    there = processes.add_up(counts) > 0
-    means = {}
+    read = processes.add_up(there) > 0
+    cut = cut[read.numpy()]
+    items = items_of(images, cut)
+    of, starts = torch.from_numpy(items.of), torch.from_numpy(np.flatnonzero(np.diff(items.of, prepend=-1)))
+    fused, first = {}, {}
     for name in networks:
-        total = sums[name] if name in sums else counts.new_zeros(len(counts), widths.get(name, 0))
-        means[name] = (processes.add_up(total)[there] / counts[there, None]).float().numpy()
-    return Embedded(means, cut[there.numpy()[of]])
+        x = frames.pop(name) if name in frames else torch.zeros(len(there), widths.get(name, 0))
+        x = processes.add_up(x)[read]
+        fused[name] = fuse.get(name, means)(x, of, len(starts)).numpy()
+        first[name] = x[starts].numpy()
+    return Embedded(fused, first, cut)
 
 
 @torch.inference_mode()
@@ -424,30 +447,35 @@ def embedded(network: nn.Module, images: Tensor, precision: str = "fp32", flip: 
 
 
 def write_embeddings(
-    path: Path, embeddings: NDArray[np.float32], images: Images, indices: Indices, split: str, flip: bool = False
+    path: Path, found: Embedded, name: str, images: Images, split: str, flip: bool, asked: TrackletSettings
 ) -> None:
-    """An .npz file with embeddings [I, D] of the items of the images at `indices`, and what is known of them."""
-    write_arrays(path, embeddings=embeddings, **_described(images, indices, split, flip))
+    """An .npz file with the embeddings by one of the networks, and what is known of the items."""
+    write_arrays(path, embeddings=found.embeddings[name], **_described(found, name, images, split, flip, asked))
 
 
-def _described(images: Images, indices: Indices, split: str, flip: bool) -> dict[str, NDArray[Any]]:
+def _described(
+    found: Embedded, name: str, images: Images, split: str, flip: bool, asked: TrackletSettings
+) -> dict[str, NDArray[Any]]:
     """What an .npz file says beside embeddings: labels [I], names [I], the split, and whether each is the mean of two.
 
     Labels are positions in `classes`, the names of the classes. In a test half that is judged by queries and a gallery,
     labels are the numbers of the source instead, beside `queries`, the name of the `protocol`, and `cameras` where
-    there are any. A tracklet has the name of its first frame.
+    there are any. A tracklet has the name of its first frame; where there are some, `seen` says what of them was
+    embedded, and `query_images` [Q, D] is the first frame alone of each query.
     """
-    first, roles = items_of(images, indices).first, images.roles
+    first, roles = items_of(images, found.indices).first, images.roles
+    more: dict[str, NDArray[Any]] = {}
+    if images.tracklets is not None:
+        more["seen"] = np.array(asked.seen)
     if roles is None or split != "test":
-        more = {"labels": images.labels[first], "classes": np.array(images.classes)}
+        more |= {"labels": images.labels[first], "classes": np.array(images.classes)}
     else:
-        more = {
-            "labels": roles.numbers[first],
-            "queries": roles.queries[first],
-            "protocol": np.array(roles.protocol),
-        }
+        queries = roles.queries[first]
+        more |= {"labels": roles.numbers[first], "queries": queries, "protocol": np.array(roles.protocol)}
         if (roles.cameras[images.splits["test"]] >= 0).any():
             more["cameras"] = roles.cameras[first]
+        if images.tracklets is not None:
+            more["query_images"] = found.first[name][queries]
     names = np.array([images.names[i] for i in first], dtype=str)
     return {"names": names, "split": np.array(split), "flip": np.array(flip), **more}
 

@@ -17,14 +17,15 @@ from metricweight.data.images import Images
 from metricweight.data.loader import Batch
 from metricweight.data.sampler import ClassBalancedSampler
 from metricweight.data.split import Indices
-from metricweight.losses.table import LOSSES
+from metricweight.data.tracklets import ClipSampler
 from metricweight.models.heads import Embedder, embedder, rates
 from metricweight.settings import OptimizerSettings, Settings
 from metricweight.similarity import at_least_float32
 from metricweight.training import checkpoint
 from metricweight.training.distributed import Processes
-from metricweight.training.objective import Objective
+from metricweight.training.objective import Objective, of_pairs
 from metricweight.training.pictures import load_images, splits_of, with_pixels
+from metricweight.training.tracklets import TrackletObjective, objective_for
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,9 +44,9 @@ class Training:
     processes: Processes
     images: Images
     splits: dict[str, Indices]
-    sampler: ClassBalancedSampler
+    sampler: ClassBalancedSampler | ClipSampler
     model: Embedder
-    objective: Objective
+    objective: Objective | TrackletObjective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     labels: Tensor  # [N] of all pictures
@@ -61,6 +62,11 @@ class Training:
     def tested(self) -> Embedder:
         """The network that is judged."""
         return self.model if self.average is None else self.average.module[0]  # type: ignore[index]
+
+    @property
+    def tested_objective(self) -> Objective | TrackletObjective:
+        """The objective beside it."""
+        return self.objective if self.average is None else self.average.module[1]  # type: ignore[index]
 
     def state(self) -> checkpoint.State:
         """All that is needed to go on. Random numbers are functions of the seed and the step."""
@@ -101,7 +107,7 @@ class Training:
             "settings": self.settings.model_dump(mode="json"),
             "model": checkpoint.on_cpu(self.tested),
             "origin": self.model.origin,
-            "objective": checkpoint.on_cpu(self.objective if self.average is None else self.average.module[1]),  # type: ignore[index]
+            "objective": checkpoint.on_cpu(self.tested_objective),
         }
 
 
@@ -115,7 +121,7 @@ def prepared(settings: Settings, processes: Processes, goes_on: bool = False) ->
     labels = images.labels[splits["train"]]
     classes = settings.batch.classes or min(32, len(np.unique(labels)))
     settings = settings.model_copy(update={"batch": settings.batch.model_copy(update={"classes": classes})})
-    sampler = ClassBalancedSampler(labels, classes, settings.batch.images, settings.seed, settings.batch.rule)
+    sampler = _sampler(settings, images, splits["train"])
     _check_pairs(settings)
     sampler.share(0, processes.rank, processes.size)  # which says whether the processes can share a batch
     torch.manual_seed(settings.seed)
@@ -125,7 +131,7 @@ def prepared(settings: Settings, processes: Processes, goes_on: bool = False) ->
         else:
             model = embedder(images.channels, **settings.model.model_dump())
     settings = with_pixels(settings, images.channels)
-    objective = Objective(settings, torch.from_numpy(labels), model.levels, model.dim).to(processes.device)
+    objective = objective_for(settings, torch.from_numpy(labels), model.levels, model.dim).to(processes.device)
     if settings.sync_batch_norm:
         model = _synchronised(model, settings.model.backbone, processes.device)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -154,13 +160,34 @@ def prepared(settings: Settings, processes: Processes, goes_on: bool = False) ->
     )
 
 
+def _sampler(settings: Settings, images: Images, train: Indices) -> ClassBalancedSampler | ClipSampler:
+    """What draws the batches: pictures, or clips of tracklets."""
+    batch, asked, labels = settings.batch, settings.tracklets, images.labels[train]
+    classes = batch.classes or 1
+    if asked.frames is None:
+        return ClassBalancedSampler(labels, classes, batch.images, settings.seed, batch.rule)
+    alone = np.full(len(train), -1)
+    tracklets, numbers = (alone if x is None else x[train] for x in (images.tracklets, images.frames))
+    if asked.frames > 1 and (tracklets < 0).all():
+        raise InputError(
+            f"tracklets.frames={asked.frames} was asked for, but what is trained on are still pictures; set it to 1 "
+            "or null, or give a manifest that names tracklets."
+        )
+    return ClipSampler(
+        labels, tracklets, numbers, classes=classes, per_class=batch.images, frames=asked.frames, how=asked.clip,
+        stride=asked.stride, seed=settings.seed, rule=batch.rule,
+    )  # fmt: skip
+
+
 def _check_pairs(settings: Settings) -> None:
     """Raises InputError where a batch has no positives, or no negatives, for a loss on pairs."""
     batch = settings.batch
-    of_pairs = any(LOSSES[part["name"]].kind == "pair" for part in (settings.loss, *settings.plus))
-    if not of_pairs or settings.memory.size or batch.rule in ("shuffle", "independent"):
+    if not of_pairs([settings.loss, *settings.plus]):
         return
-    for key, missing in (("images", "two pictures of one class"), ("classes", "two classes")):
+    if settings.memory.size or batch.rule in ("shuffle", "independent"):
+        return
+    items = "pictures" if settings.tracklets.frames is None else "tracklets"
+    for key, missing in (("images", f"two {items} of one class"), ("classes", "two classes")):
         if getattr(batch, key) == 1:
             raise InputError(
                 f"batch.{key}=1 leaves a loss on pairs without {missing} to compare; set batch.{key}=2 or more."
@@ -190,7 +217,9 @@ def _shared_model(model: Embedder, settings: Settings, processes: Processes) -> 
     return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
 
 
-def _optimizer(model: Embedder, objective: Objective, asked: OptimizerSettings) -> torch.optim.Optimizer:
+def _optimizer(
+    model: Embedder, objective: Objective | TrackletObjective, asked: OptimizerSettings
+) -> torch.optim.Optimizer:
     parts = {"backbone": model.backbone, "head": model.heads, **objective.parts()}
     groups = [{**group, "lr": asked.learning_rate * group["factor"]} for group in rates(parts, asked.factors)]
     if not groups:
@@ -307,7 +336,7 @@ def rate(step: int, steps: int, asked: OptimizerSettings) -> float:
 
 def _out_of_memory(t: Training, why: str) -> str:
     batch = t.settings.batch
-    mine = (batch.classes or 1) * batch.images // t.processes.size
+    mine = t.sampler.size // t.processes.size
     return (
         f"out of memory at step {t.step + 1} ({why.splitlines()[0][:120]}). "
         f"batch.chunk={max(1, (batch.chunk or mine) // 2)} needs less, and the result is the same but for batch "

@@ -482,7 +482,7 @@ def _described(settings: Settings, view: View, state: Mapping[str, Any], parity:
         + ("grey" if state["channels"] == 1 else "red first")
         + ", turned as their EXIF tag says"
         + (f", large JPEGs shrunk by Pillow's draft to {view.needed} or more" if view.needed else ""),
-        "comparison": "cosine: inner products of embeddings; tracklets: of means of raw",
+        "comparison": f"cosine: inner products of embeddings; tracklets: {_of_tracklets(settings)}",
         "parity": json.dumps(asdict(replace(parity, worst=Path(parity.worst).name))),
         "versions": _versions(),
     }
@@ -497,7 +497,7 @@ def _said(out: Path, proto: Any, view: View, channels: int, settings: Settings, 
         f"{out}: {out.stat().st_size / 1e6:.1f} MB, {settings.model.backbone}",
         f"  pictures    uint8 [batch, height, width, {channels}], of any one size, {order}",
         f"  embeddings  float32 [batch, {dim}] of unit length; their inner products are cosines",
-        f"  raw         float32 [batch, {dim}] before that; tracklets: the mean of their frames' raw embeddings",
+        f"  raw         float32 [batch, {dim}] before that; tracklets: {_of_tracklets(settings)}",
         f"  {_inside_words(view, channels)}",
         f"On {parity.pictures} pictures ({parity.sizes} sizes, 1 to {parity.batches[0]} at once), "
         f"file and run: cosine {parity.cosine:.6f} or more,",
@@ -521,6 +521,12 @@ def _said(out: Path, proto: Any, view: View, channels: int, settings: Settings, 
         f'  embeddings, raw = model.run(None, {{"pictures": {pixels}}})',
     ]
     return "\n".join(lines)
+
+
+def _of_tracklets(settings: Settings) -> str:
+    if settings.tracklets.test_fusion == "mean":
+        return "the mean of their frames' raw embeddings"
+    return f"of their frames' raw embeddings ({settings.tracklets.seen}), which is not in the file"
 
 
 def _without_it(parity: Parity) -> str:

@@ -16,7 +16,7 @@ from metricweight.data.images import Images
 from metricweight.data.split import Indices
 from metricweight.models.heads import Embedder
 from metricweight.progress import say
-from metricweight.retrieval import Report, evaluate
+from metricweight.retrieval import Protocol, Report, evaluate
 from metricweight.retrieval.report import EvaluationWarning
 from metricweight.training import checkpoint
 from metricweight.training.embedding import embed_images, write_embeddings
@@ -24,6 +24,10 @@ from metricweight.training.engine import Training
 from metricweight.training.log import event_writer
 from metricweight.training.objective import Objective
 from metricweight.training.pictures import items_of
+from metricweight.training.tracklets import TrackletObjective, frames_judged, fuser
+
+OTHER_CAMERAS = Protocol("other-cameras", "all", same_camera="left out")
+PLAIN = {"test_fusion": "mean"}  # of networks that have no objective beside them
 
 
 def tested(t: Training, run: Path) -> dict[str, Report]:
@@ -32,13 +36,16 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
     Where the chosen one was trained with a classifier that knows all test classes, its report has the `accuracy`.
     """
     networks, objective, step = _networks(t, run)
-    found, indices = embed_images(
-        networks, t.images, t.splits["test"], t.settings.data, t.processes, "test pictures", t.settings.precision
+    wanted = frames_judged(t.images, t.splits["test"], t.settings.tracklets)
+    fuse = {"trained": fuser(t.settings, objective)}
+    found = embed_images(
+        networks, t.images, wanted, t.settings.data, t.processes, "test pictures", t.settings.precision, fuse=fuse
     )
+    indices = found.indices
     if t.processes.first:
-        write_embeddings(run / "embeddings.npz", found["trained"], t.images, indices, "test")
+        write_embeddings(run / "embeddings.npz", found, "trained", t.images, "test", False, t.settings.tracklets)
     models = {}
-    for name, embeddings in found.items():
+    for name, embeddings in found.embeddings.items():
         try:
             report = judged(embeddings, t.images, indices, t.settings.ks, distributed=t.processes.size > 1)
         except InputError as error:  # a deep network without weights can give one point for all pictures
@@ -48,9 +55,12 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
             continue
         data = {"source": t.settings.data.source, "stamp": t.images.stamp[:32], "seed": t.settings.data.seed}
         notes = [*report.notes]
-        if unread := len(t.splits["test"]) - len(indices):
+        if t.images.tracklets is not None:
+            rule = t.settings.tracklets if name in fuse else t.settings.tracklets.model_copy(update=PLAIN)
+            data["seen"] = rule.seen
+        if unread := len(wanted) - len(indices):
             data["unreadable"] = unread
-            notes.append(f"{unread:,} of {len(t.splits['test']):,} test pictures could not be read and are left out.")
+            notes.append(f"{unread:,} of {len(wanted):,} test pictures could not be read and are left out.")
         report = replace(report, notes=notes, stamp={**report.stamp, "data": {**report.stamp["data"], **data}})
         if name == "trained":
             labels = t.images.labels[items_of(t.images, indices).first]
@@ -59,7 +69,7 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
     return models
 
 
-def _networks(t: Training, run: Path) -> tuple[dict[str, nn.Module], Objective, int]:
+def _networks(t: Training, run: Path) -> tuple[dict[str, nn.Module], Objective | TrackletObjective, int]:
     """The networks that are tested, by name; and the chosen one's objective and step."""
     first = t.processes.first
     network, _, state = checkpoint.load(run) if first else (t.model, t.settings, {})
@@ -102,14 +112,17 @@ def _told(report: Report, chosen: str, step: int, accuracy: float | None) -> Rep
     return replace(report, notes=notes, metrics=metrics, stamp=stamp)
 
 
-def accuracy(objective: Objective, embeddings: NDArray[np.float32], labels: Indices) -> float | None:
-    """The share of pictures whose largest logit is that of their label, by the classifier of the last level.
+def accuracy(
+    objective: Objective | TrackletObjective, embeddings: NDArray[np.float32], labels: Indices
+) -> float | None:
+    """The share of items whose largest logit is that of their label, by the classifier of the last level.
 
     embeddings  [N, L D]  raw
     labels      [N]
 
     None where there is no classifier, or where it was not trained on all of the labels.
     """
+    objective = objective.sets
     if not objective.classifiers or not np.isin(labels, objective.labels.numpy()).all():
         return None
     with torch.inference_mode():
@@ -121,6 +134,7 @@ def check_judging(t: Training) -> None:
     """Judges random embeddings of what is validated and tested on: what is wrong is said before the training."""
     if t.settings.tensorboard:
         event_writer()
+    fuser(t.settings, t.objective)
     if t.processes.first:
         points = np.random.default_rng(0).standard_normal((len(t.images), 8), np.float32)
         for split, ks, among_all in (("validation", [1], True), ("test", t.settings.ks, False)):
@@ -142,10 +156,13 @@ def validate(t: Training) -> Mapping[str, float]:
         return {}
     for statistics in t.tested.buffers():  # which each process has of its own batches
         t.processes.from_first(statistics)
-    found, indices = embed_images(
-        {"": t.tested}, t.images, t.splits[split], t.settings.data, t.processes, None, t.settings.precision
-    )
-    return judged(found[""], t.images, indices, [1], among_all=True, distributed=t.processes.size > 1).metrics
+    indices = frames_judged(t.images, t.splits[split], t.settings.tracklets)
+    found = embed_images(
+        {"": t.tested}, t.images, indices, t.settings.data, t.processes, None, t.settings.precision,
+        fuse={"": fuser(t.settings, t.tested_objective)},
+    )  # fmt: skip
+    several = t.processes.size > 1
+    return judged(found.embeddings[""], t.images, found.indices, [1], among_all=True, distributed=several).metrics
 
 
 def judged(
@@ -156,13 +173,25 @@ def judged(
     among_all: bool = False,
     distributed: bool = False,
 ) -> Report:
-    """By the protocol of the images, or each among all others; ks: None for those of the protocol."""
+    """By the protocol of the images, or each among all others; ks: None for those of the protocol.
+
+    Among all others, what the query's own camera saw of its label is left out where cameras are known and others saw it
+    too: it is found too easily to choose a network by.
+    """
     first, roles = items_of(images, indices).first, images.roles
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
-        if roles is None or among_all:
+        if roles is None:
             return evaluate(embeddings, images.labels[first], ks=ks, distributed=distributed)
         labels, queries, cameras = (x[first] for x in (roles.numbers, roles.queries, roles.cameras))
+        if among_all:
+            seen = np.unique(np.stack([labels, cameras]), axis=1)[0]
+            apart = (cameras >= 0).all() and len(np.unique(seen)) < len(seen)
+            return evaluate(
+                embeddings, labels, ks=ks, distributed=distributed,
+                queries=np.ones(len(first), bool) if apart else None,
+                cameras=cameras if apart else None, protocol=OTHER_CAMERAS if apart else "self",
+            )  # fmt: skip
         known = cameras if (cameras >= 0).any() else None
         return evaluate(
             embeddings, labels, queries=queries, cameras=known, protocol=roles.protocol, ks=ks, distributed=distributed

@@ -15,6 +15,7 @@ from metricweight.checks import InputError, Interrupted
 from metricweight.data.images import Images
 from metricweight.data.loader import Batch, Wanted
 from metricweight.data.split import Indices
+from metricweight.data.tracklets import ClipSampler
 from metricweight.files import write_text
 from metricweight.losses.table import LOSSES
 from metricweight.progress import console, say
@@ -255,10 +256,15 @@ def _described(t: Training) -> str:
     text = (
         f"{len(images):,} images: {', '.join(parts)}.\n"
         f"{settings.model.backbone}, {parameters:,} parameters, embeddings of {size}; "
-        f"{settings.steps:,} steps of {settings.batch.classes} classes x {settings.batch.images} images, by {by}."
+        f"{settings.steps:,} steps of {settings.batch.classes} classes x {_drawn(t)}, by {by}."
     )
     batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in t.model.train().modules())
-    mine = (settings.batch.classes or 1) * settings.batch.images // t.processes.size
+    if isinstance(t.sampler, ClipSampler) and t.sampler.few:
+        text += (
+            f"\n{t.sampler.few} of the training classes have fewer than {settings.batch.images} tracklets, so that in "
+            "a batch one of theirs may come again, as another clip."
+        )
+    mine = t.sampler.size // t.processes.size
     several = t.processes.size > 1 and not settings.sync_batch_norm
     if batch_norm and (several or mine > (settings.batch.chunk or mine)):
         what = "each process" if several else "each chunk"
@@ -267,6 +273,12 @@ def _described(t: Training) -> str:
             "model.frozen_batch_norm=true makes both the same."
         )
     return text
+
+
+def _drawn(t: Training) -> str:
+    """What a batch has of each class."""
+    images, frames = t.settings.batch.images, t.settings.tracklets.frames
+    return f"{images} images" if frames is None else f"{images} tracklets x {frames} frames"
 
 
 def _named(part: Mapping[str, Any]) -> str:

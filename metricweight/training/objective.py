@@ -1,7 +1,7 @@
 """What a network is trained by."""
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +18,8 @@ from metricweight.miners import PairMiner
 from metricweight.models.heads import classifier
 from metricweight.settings import Settings, at, build, example_weighting
 from metricweight.similarity import at_least_float32
+
+ATTENTIVE = "online_soft_mining"  # the loss that class-aware attention is for
 
 
 class Judged(NamedTuple):
@@ -59,9 +61,9 @@ class Objective(nn.Module):
     def __init__(self, settings: Settings, labels: Tensor, levels: int, dim: int) -> None:
         super().__init__()
         self.settings, self.levels, self.dim = settings, levels, dim
-        self.rows = [{**settings.loss, "weight": 1.0}, *settings.plus]
+        self.rows = [{"weight": 1.0, **settings.loss}, *settings.plus]
         kinds = {LOSSES[part["name"]].kind for part in self.rows}
-        self._check(kinds)
+        check_used(settings, self.rows)
         classes = torch.unique(labels)
         on_logits = sorted(kinds - {"pair"})
         if on_logits and len(classes) < 2:
@@ -78,28 +80,10 @@ class Objective(nn.Module):
         self.losses = nn.ModuleList(nn.ModuleList(self._loss(part, level) for part in self.rows) for level in each)
         self.miner = PairMiner(self._built(settings.miner)) if settings.miner else None
 
-    def _check(self, kinds: set[Any]) -> None:
-        """That whatever is set can be used."""
-        settings, name = self.settings, "online_soft_mining"
-        for group, given in (("memory.size", settings.memory.size), ("miner", settings.miner)):
-            if given and "pair" not in kinds:
-                raise InputError(
-                    f"{group} is for losses on pairs, and there is none among {self._names()}; "
-                    f"set {group}={'0' if group == 'memory.size' else 'null'}, or choose a loss on pairs."
-                )
-        if settings.attention.form and name not in {part["name"] for part in self.rows}:
-            raise InputError(
-                f"attention.form={settings.attention.form} is for the loss {name}, which is not among "
-                f"{self._names()}; set attention.form=null, or loss.name={name}."
-            )
-
-    def _names(self) -> str:
-        return ", ".join(part["name"] for part in self.rows)
-
     def _loss(self, part: dict[str, Any], level: int) -> nn.Module:
         if LOSSES[part["name"]].kind != "pair":
             return build(at(part, 0))
-        if self.attentions and part["name"] == "online_soft_mining":
+        if self.attentions and part["name"] == ATTENTIVE:
             part = {**part, "attention": self.attentions[level]}
         loss, size = self._built(part), self.settings.memory.size
         return CrossBatchMemory(loss, self.dim, size) if size else loss
@@ -149,7 +133,7 @@ class Objective(nn.Module):
             else:
                 moves = any(isinstance(value, list) for value in part.values())
                 now = build(at(part, self._progress(step))) if moves else loss
-                yield part["weight"] * now(logits, self._outputs(labels))
+                yield part["weight"] * now(logits, self.outputs(labels))
         if self.attentions:
             yield self.settings.attention.weight * self.attentions[level](x, paired)
 
@@ -170,7 +154,7 @@ class Objective(nn.Module):
         return weighed
 
     def _sure(self, classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        return own_probability(classifier(x), self._outputs(labels))
+        return own_probability(classifier(x), self.outputs(labels))
 
     def weighting(self, step: int) -> Weighting | None:
         """How examples are weighed at a step: by `weighting`, else by the first loss of kind "example"; or None."""
@@ -191,7 +175,7 @@ class Objective(nn.Module):
 
     def paired(self, labels: Tensor) -> Tensor:
         """Labels [B] as losses on pairs take them: from 0 to C - 1 where there is an attention, else as they are."""
-        return self._outputs(labels) if self.attentions else labels
+        return self.outputs(labels) if self.attentions else labels
 
     def confidence(self, judged: Tensor, labels: Tensor) -> Tensor:
         """p, how sure the network is of each label, [B]: of the classifier's softmax, or of one over neighbours.
@@ -200,13 +184,67 @@ class Objective(nn.Module):
         """
         if not self.classifiers:
             return match_probability(judged, labels)
-        return own_probability(judged, self._outputs(labels))
+        return own_probability(judged, self.outputs(labels))
+
+    @property
+    def sets(self) -> "Objective":
+        """What judges whole items: as here, where an item is a picture."""
+        return self
+
+    @property
+    def frames(self) -> "Objective":
+        """What judges single pictures."""
+        return self
+
+    def counted(
+        self, embeddings: Tensor, gradient: Tensor, labels: Tensor
+    ) -> tuple["Objective", Tensor, Tensor, Tensor]:
+        """What `forward` judged: by which objective, embeddings, their gradients and labels."""
+        return self, embeddings, gradient, labels
+
+    def class_logits(self, x: Tensor, level: int = -1) -> Tensor | None:
+        """Logits [B, C] of embeddings [B, D] of a level: of its classifier, or else by the class contexts of its
+        attention; None where nothing tells classes apart."""
+        if self.classifiers:
+            found: Tensor = self.classifiers[level](x)
+            return found
+        if self.attentions:
+            attention = self.attentions[level]
+            assert isinstance(attention, ClassAwareAttention)
+            return attention.logits(x)
+        return None
 
     def parts(self) -> dict[str, nn.ModuleList]:
         """What learns beside the network, a module per level each, those that there are: classifier, attention."""
         found = {"classifier": self.classifiers, "attention": self.attentions}
         return {name: modules for name, modules in found.items() if len(modules)}
 
-    def _outputs(self, labels: Tensor) -> Tensor:
+    def outputs(self, labels: Tensor) -> Tensor:
         """Which output of the classifier stands for each label."""
-        return torch.searchsorted(self.labels, labels.to(self.labels))
+        return torch.searchsorted(self.labels, labels.to(self.labels).contiguous())
+
+
+def check_used(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises InputError where memory, miner or attention are set and none of the losses can use them."""
+    names = ", ".join(part["name"] for part in rows)
+    for group, given in (("memory.size", settings.memory.size), ("miner", settings.miner)):
+        if given and not of_pairs(rows):
+            raise InputError(
+                f"{group} is for losses on pairs, and there is none among {names}; "
+                f"set {group}={'0' if group == 'memory.size' else 'null'}, or choose a loss on pairs."
+            )
+    if settings.attention.form and not attentive(rows):
+        raise InputError(
+            f"attention.form={settings.attention.form} is for the loss {ATTENTIVE}, which is not among "
+            f"{names}; set attention.form=null, or loss.name={ATTENTIVE}."
+        )
+
+
+def of_pairs(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether one of some losses is on pairs."""
+    return any(LOSSES[part["name"]].kind == "pair" for part in rows)
+
+
+def attentive(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether one of some losses takes class-aware attention."""
+    return any(part["name"] == ATTENTIVE for part in rows)

@@ -95,9 +95,9 @@ class Items(NamedTuple):
 def items_of(images: Images, indices: Indices) -> Items:
     """The items of the images at `indices`, in the order in which these name them first."""
     alone = np.arange(len(indices))
-    if images.roles is None:
+    if images.tracklets is None:
         return Items(alone, indices)
-    tracklets = images.roles.tracklets[indices]
+    tracklets = images.tracklets[indices]
     _, first, of = np.unique(np.where(tracklets < 0, -1 - alone, tracklets), return_index=True, return_inverse=True)
     order = np.argsort(first)
     place = np.empty_like(order)

@@ -72,8 +72,7 @@ def _network(t: Training) -> dict[str, Any]:
 
 
 def _steps(t: Training) -> dict[str, Any]:
-    batch = t.settings.batch
-    pictures = (batch.classes or 1) * batch.images * batch.accumulate
+    pictures = t.sampler.size * t.settings.batch.accumulate
     return {
         "steps": t.settings.steps,
         "images_per_step": pictures,

@@ -9,6 +9,7 @@ from metricweight.emphasis import Weighting, emphasis_mode, emphasis_variance
 from metricweight.pairs import from_labels
 from metricweight.similarity import unit
 from metricweight.training.objective import Objective
+from metricweight.training.tracklets import TrackletObjective
 
 BINS = 20  # of p
 MOST = 4096  # rows of a batch whose pairs are counted
@@ -16,7 +17,12 @@ MOST = 4096  # rows of a batch whose pairs are counted
 
 @torch.no_grad()
 def weight_statistics(
-    objective: Objective, judged: Tensor, embeddings: Tensor, gradient: Tensor, labels: Tensor, step: int
+    objective: Objective | TrackletObjective,
+    judged: Tensor,
+    embeddings: Tensor,
+    gradient: Tensor,
+    labels: Tensor,
+    step: int,
 ) -> dict[str, Any]:
     """What a batch weighed, as plain numbers for JSON; None where something is undefined, never NaN.
 
@@ -40,6 +46,7 @@ def weight_statistics(
     p is of the last level, gradients are of all levels together. An embedding of length zero is not counted in the
     spread; if all are, it is 0. It waits for the GPU.
     """
+    objective, embeddings, gradient, labels = objective.counted(embeddings, gradient, labels)
     p = objective.confidence(judged, labels).double().cpu()
     lengths = torch.linalg.vector_norm(gradient.double(), dim=1).cpu()
     mode, variance = _emphasis(objective.weighting(step), p, lengths)
