@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from metricweight._data_tools import duke_video, ilids_vid, market1501, mars, prid2011
-from metricweight._data_tools.prepare import differences, write_replica
+from metricweight._data_tools.prepare import write_replica
 from metricweight._data_tools.replicas.matlab import save_mat
-from metricweight._data_tools.replicas.persons import person
+from metricweight._data_tools.replicas.persons import Seen, person, tracklet
 from metricweight._data_tools.source import Converted, Options
 
 from metricweight.checks import InputError
@@ -192,7 +191,14 @@ WRONG_MARS = {
         {"test_cut": cut(TEST_CUT, 5, 7, 70000, 2, 2)},
         r"tracks_test_info.mat, row 5: .* ends at line 70000, but .*test_name.txt has 7 lines",
     ),
-    "a camera of the table that is not": ({"test_cut": cut(TEST_CUT, 3, 4, 5, 2, 7)}, "row 3: camera 7 cannot be"),
+    "a camera of the table that is not": (
+        {"test_cut": cut(TEST_CUT, 3, 4, 5, 2, 7)},
+        "tracks_test_info.mat, row 3: camera 7 cannot be; there are 1 to 6",
+    ),
+    "camera 0 of the table": (
+        {"train_cut": cut(TRAIN_CUT, 2, 3, 3, 1, 0)},
+        "tracks_train_info.mat, row 2: camera 0 cannot be; there are 1 to 6",
+    ),
     "a person of the table that is not": ({"test_cut": cut(TEST_CUT, 1, 1, 2, -2, 1)}, "row 1: person -2 cannot be"),
     "half a line": (
         {"train_cut": cut(TRAIN_CUT, 3, 4, 5.5, 3, 1)},
@@ -250,13 +256,19 @@ def test_in_mars_a_table_that_is_cut_short_missing_or_another_is_named(tmp_path,
         mars.convert(tmp_path, Options())
 
 
-def test_in_mars_a_missing_frame_is_named_where_it_is_listed_and_an_unlisted_one_is_noted(tmp_path):
+def test_in_mars_missing_frames_are_named_where_they_are_listed_and_an_unlisted_one_is_noted(tmp_path):
     write_mars(tmp_path)
     picture = tmp_path / "bbox_test" / "0002" / TEST[4]
     picture.unlink()
     with pytest.raises(InputError, match=r"test_name.txt, line 5: .*bbox_test/0002/0002C1T0001F002.jpg is missing"):
         mars.convert(tmp_path, Options())
-    touch(tmp_path, f"bbox_test/0002/{TEST[4]}", "bbox_train/0003/0003C1T0001F003.jpg", "bbox_train/0003/Thumbs.db")
+    shutil.rmtree(tmp_path / "bbox_train" / "0003")
+    with pytest.raises(
+        InputError, match=r"train_name.txt, line 4: .*0003C1T0001F001.jpg is missing; so are 2 more of 12"
+    ):
+        mars.convert(tmp_path, Options())
+    touch(tmp_path, f"bbox_test/0002/{TEST[4]}", *(f"bbox_train/0003/0003C1T0001F{frame:03d}.jpg" for frame in (1, 2)))
+    touch(tmp_path, "bbox_train/0003/0003C1T0001F003.jpg", "bbox_train/0003/Thumbs.db")
     (note,) = mars.convert(tmp_path, Options()).notes
     assert "1 pictures are listed nowhere" in note
     assert "bbox_train/0003/0003C1T0001F003.jpg" in note
@@ -282,48 +294,6 @@ def test_in_mars_two_tracklets_that_exchange_lines_are_noted_and_frames_are_in_t
     said = "test_name.txt, line 7: 0002C2T0003F001.jpg is not of the tracklet of 0002C2T0002F001.jpg by its name, but"
     assert said in note
     assert [frame for _, frame in chosen(found, "path", "frame")[-3:]] == [0, 1, 0]
-
-
-def test_mars_of_the_real_size_is_read_in_seconds_and_its_counts_are_the_published_ones(tmp_path, monkeypatch):
-    tracklets, seen = {"train": 8298, "test": 12180}, {}
-    for half in tracklets:
-        (tmp_path / f"bbox_{half}").mkdir()
-    (tmp_path / "info").mkdir()
-
-    def add(groups: Sequence[tuple[int, int, int]], half: str) -> None:
-        """Groups of (person, tracklets, frames in all), with cameras in turn."""
-        names: list[str] = []
-        table = []
-        for number, count, frames in groups:
-            text = f"{number:04d}" if number >= 0 else "00-1"
-            for tracklet in range(1, count + 1):
-                length = frames // count + (tracklet <= frames % count)
-                camera = 1 + tracklet % 6
-                table.append((len(names) + 1, len(names) + length, number, camera))
-                names += [f"{text}C{camera}T{tracklet:04d}F{frame:03d}.jpg" for frame in range(1, length + 1)]
-        (tmp_path / "info" / f"{half}_name.txt").write_text("\r\n".join(names) + "\r\n", newline="")
-        save_mat(tmp_path / "info" / f"tracks_{half}_info.mat", {f"track_{half}_info": np.array(table, dtype=np.int32)})
-        seen[half] = table
-
-    # 13 * 625 + 173 = 8298 and 815 * 625 + 539 = 509914; 12 * 634 + 454 = 8062 and 803 * 634 + 864 = 509966
-    add([(2 * i + 1, 13 + (173 if i == 0 else 0), 815 + (539 if i == 0 else 0)) for i in range(625)], "train")
-    people = [(2 * i + 2, 12 + (454 if i == 0 else 0), 803 + (864 if i == 0 else 0)) for i in range(634)]
-    add([(-1, 870, 23380), (0, 3248, 147743), *people], "test")
-    first: dict[tuple[int, int], int] = {}
-    for row, (_, _, number, camera) in enumerate(seen["test"], start=1):
-        if 0 < number <= 2 * 626:
-            first.setdefault((number, camera), row)
-    ones = [row for (_, camera), row in first.items() if camera == 2]  # of each of 626 people, and 1,354 more
-    queries = sorted(ones + [row for row in first.values() if row not in set(ones)][: 1980 - 626])
-    save_mat(tmp_path / "info" / "query_IDX.mat", {"query_IDX": np.array([queries], dtype=np.uint16)})
-    monkeypatch.setattr(mars, "check_there", lambda root, paths, place: [])
-    begun = time.perf_counter()
-    found = mars.convert(tmp_path, Options())
-    assert time.perf_counter() - begun < 40  # 4 seconds where nothing else runs
-    assert differences(manifest.counts(completed(found)), mars.DATASET.counts) == []
-    assert len(found.rows) == 1_191_003
-    assert found.rows["tracklet"].iloc[-1] == 20_477
-    assert found.rows.memory_usage(deep=True).sum() < 400e6
 
 
 # ---- the replica of MARS
@@ -355,28 +325,47 @@ def test_the_replica_of_mars_has_the_people_that_make_protocols_differ(replica):
     assert set(lost) & set(rest["label"])  # some of them although their person is in the gallery
     assert (table["label"] == -1).any()
     assert (table["label"] == 0).any()
-    trained = table[table["split"] == "train"]
-    assert (trained.groupby("label")["camera"].nunique() == 1).any()
-    lengths = table.groupby("tracklet").size()
-    assert (lengths.min(), lengths.max()) == (2, 20)
+
+
+def test_the_replica_of_mars_has_what_training_and_noise_need(replica):
+    tracklets = (
+        replica[1]
+        .groupby("tracklet")
+        .agg(label=("label", "first"), split=("split", "first"), camera=("camera", "first"), frames=("frame", "size"))
+    )
+    trained = tracklets[(tracklets["split"] == "train")]
+    of_each = trained.groupby("label")["camera"].agg(["size", "nunique"])
+    assert len(of_each) == 12
+    assert sorted(of_each["size"])[0] == 1  # one person has a single tracklet, as in the real thing
+    assert (of_each["nunique"] > 1).sum() == 11
+    assert (of_each["size"] > of_each["nunique"]).any()  # twice by a camera
+    assert of_each["size"].mean() > 3
+    people = tracklets[tracklets["label"] > 0].groupby("split", observed=True)["frames"]
+    assert people.min().tolist() == [2, 2]
+    assert people.max().tolist() == [24, 24]
+    tested = tracklets[tracklets["split"] == "test"]
+    assert 0.05 < (tested["label"] == -1).mean() < 0.09  # 870 of 12,180 are 7 %
+    assert 0.24 < (tested["label"] == 0).mean() < 0.3  # 3,248 are 27 %
 
 
 def test_the_replica_of_mars_tells_which_frames_are_hidden_or_show_another(replica):
     root, table = replica
     frames = pd.read_csv(root / "frames.csv")
+    assert frames.columns.tolist() == ["path", "occluded", "foreign", "shown"]
     assert frames["path"].tolist() == table["path"].tolist()
-    foreign = (frames["shown"] != table["label"]).to_numpy()
-    known = {
-        split: set(table["label"][(table["split"] == split) & (table["label"] > 0)]) for split in ("train", "test")
-    }
+    assert frames["foreign"].equals(frames["shown"] != table["label"])
+    occluded, foreign = frames["occluded"].to_numpy(), frames["foreign"].to_numpy()
+    assert not (occluded & foreign).any()
     for split in ("train", "test"):
-        rows = (table["split"] == split).to_numpy()
-        assert 0.03 < foreign[rows].mean() < 0.3
-        assert 0.03 < frames["occluded"][rows].mean() < 0.3
-        assert set(frames["shown"][rows & foreign]) <= known[split]
-    right = pd.Series(~foreign & ~frames["occluded"].to_numpy()).groupby(table["tracklet"]).mean()
-    assert right.min() > 0.5  # most of each tracklet shows its person
-    assert not (foreign | frames["occluded"].to_numpy())[(table["label"] <= 0).to_numpy()].any()
+        people = ((table["split"] == split) & (table["label"] > 0)).to_numpy()
+        assert 0.04 < foreign[people].mean() < 0.11
+        assert 0.09 < occluded[people].mean() < 0.16
+        assert set(frames["shown"][people & foreign]) <= set(table["label"][people])
+    disturbed = pd.Series(foreign | occluded)
+    assert disturbed.groupby(table["tracklet"]).mean().max() < 0.5  # most of each tracklet shows its person
+    assert not disturbed[(table["label"] <= 0).to_numpy()].any()
+    begun = disturbed & ~disturbed.groupby(table["tracklet"]).shift(fill_value=False)
+    assert disturbed.sum() > 1.5 * begun.sum()  # frames are disturbed in runs
 
 
 def test_its_files_are_what_matlab_and_windows_write(replica):
@@ -422,6 +411,38 @@ def test_a_picture_of_a_person_is_the_same_each_time_and_another_in_each_frame_t
     for other in others:
         assert np.abs(first.astype(int) - np.asarray(other).astype(int)).mean() > 3
     assert person(-1, 1, 1, 1, size=(32, 64)).size == (32, 64)
+
+
+def walked(owner: int, camera: int, number: int, seen: Sequence[Seen]) -> np.ndarray:
+    return np.stack([np.asarray(picture).astype(float) for picture in tracklet(owner, camera, number, seen)])
+
+
+@pytest.mark.parametrize("camera", [1, 2, 3])
+def test_in_a_tracklet_legs_walk_and_what_is_behind_them_passes_by(camera):
+    frames = walked(5, camera, 1, [Seen(5)] * 24)
+    assert frames.shape == (24, 128, 64, 3)
+    np.testing.assert_array_equal(frames, walked(5, camera, 1, [Seen(5)] * 24))
+    other = walked(5, camera, 2, [Seen(5)] * 24)
+    assert np.abs(frames.mean(axis=0) - other.mean(axis=0)).mean() > 6  # light, place, way
+    legs = frames[:, 88:124, 12:52].reshape(24, 9, 4, 10, 4, 3).mean(axis=(2, 4))  # 4 x 4 pixels: little noise is left
+    assert np.abs(np.diff(legs, axis=0)).mean(axis=(1, 2, 3)).min() > 2
+    wall = frames[:, :12].mean(axis=1)  # above the person: its lines, by column; noise of 24 frames is 6
+    assert np.ptp(wall, axis=0).max() > 10
+
+
+def test_in_a_tracklet_light_and_place_stay_whoever_is_seen_and_what_hides_them_comes_and_goes():
+    seen = [Seen(5)] * 6 + [Seen(5, occluded=True)] * 6 + [Seen(7)] * 3 + [Seen(5)] * 9
+    frames, plain = walked(5, 2, 1, seen), walked(5, 2, 1, [Seen(5)] * 24)
+    changed = np.abs(frames - plain).mean(axis=(1, 2, 3)) > 3
+    assert changed.tolist() == [frame.occluded or frame.identity != 5 for frame in seen]
+    np.testing.assert_array_equal(frames[12:15, :6, :6], plain[12:15, :6, :6])
+    passing = []
+    for number in range(1, 13):  # pillars, walls and other people
+        several = walked(5, 2, number, seen)[6:12]
+        assert (np.abs(several - walked(5, 2, number, [Seen(5)] * 24)[6:12]).mean(axis=3) > 20).mean() > 0.2
+        at_once = walked(5, 2, number, [*seen[:7], *[Seen(5)] * 17])[6]  # where it hides most
+        passing.append(np.abs(several[0] - at_once).mean() > 1)
+    assert 4 < sum(passing) < 12  # a wall does not
 
 
 def test_people_are_told_apart_across_cameras_by_what_they_wear_and_not_by_mean_colour():

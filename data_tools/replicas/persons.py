@@ -6,7 +6,8 @@ by many, and cameras change them, so the mean colour of a picture does not tell 
 shapes do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,13 @@ BELOW = ("trousers", "shorts", "skirt")
 HEADS = ("short hair", "long hair", "hat")
 BAGS = ("none", "backpack", "handbag")
 VIEWS = ("front", "back", "side")
+
+
+class Seen(NamedTuple):
+    """Whom a frame of a tracklet shows, and whether something hides most of them."""
+
+    identity: int
+    occluded: bool = False
 
 
 class _Look(NamedTuple):
@@ -85,6 +93,55 @@ def person(
     if occluded:
         _hide(picture, walk, camera, stand)
     return _taken(picture, camera, light, now)
+
+
+def tracklet(
+    owner: int, camera: int, number: int, seen: Sequence[Seen], size: tuple[int, int] = (64, 128)
+) -> Iterator[Image.Image]:
+    """The frames of a tracklet, the same each time: somebody walks, and a tracker cuts them out.
+
+    Legs swing, the box wavers about the person, what is behind them passes by, and they come nearer or go away. What
+    hides them is the same in a run of frames, and comes from one side and leaves at the other. Light, place and pace
+    are those of the tracklet, so that someone else who is seen in it is told by their look alone.
+
+    owner, number  whose tracklet, and which of theirs
+    camera         tint, background and viewpoint
+    seen           each frame in turn
+    size           width and height in pixels
+    """
+    width, height = size
+    walk = np.random.default_rng([46, owner + 1, camera, number])
+    view = VIEWS[camera % 3]
+    light, pace, phase = walk.uniform(0.75, 1.15), walk.uniform(0.5, 0.9), walk.uniform(0, 6)
+    place, sway = walk.uniform(-0.05, 0.05), walk.uniform(0, 6)
+    far, nearer = walk.uniform(0.86, 1), walk.uniform(-0.06, 0.06)
+    passing = walk.uniform(1.2, 2.5) if view == "side" else walk.uniform(-0.8, 0.8)  # pixels in a frame
+    behind = walk.integers(width)
+    crossings = _crossings(seen)
+    for frame, (identity, occluded) in enumerate(seen):
+        now = np.random.default_rng([47, owner + 1, camera, number, frame])
+        stand = _Stand(
+            width * (0.5 + place + 0.07 * np.sin(sway + 0.3 * frame) + now.uniform(-0.02, 0.02)),
+            height * (0.97 + now.uniform(-0.015, 0.015)),
+            height * 0.92 * far * (1 + nearer * (2 * frame / len(seen) - 1)),
+            float(np.sin(phase + pace * frame)),
+            view,
+        )
+        picture = _background(camera, size, shift=round(behind + passing * frame))
+        _draw(picture, _look(identity), stand)
+        if occluded:
+            run, crossing = crossings[frame]
+            _hide(picture, np.random.default_rng([48, owner + 1, camera, number, run]), camera, stand, crossing)
+        yield _taken(picture, camera, light, now)
+
+
+def _crossings(seen: Sequence[Seen]) -> list[tuple[int, float]]:
+    """For each frame the number of its run of frames that are hidden or not, and how far through it: -1 to 1."""
+    found = []
+    for number, (_, run) in enumerate(groupby(frame.occluded for frame in seen)):
+        length = len(list(run))
+        found += [(number, float(through)) for through in (np.linspace(-1, 1, length) if length > 1 else [0.0])]
+    return found
 
 
 def _look(identity: int) -> _Look:
@@ -192,19 +249,23 @@ def _background(camera: int, size: tuple[int, int], shift: int) -> Image.Image:
     return picture
 
 
-def _hide(picture: Image.Image, random: np.random.Generator, camera: int, stand: _Stand) -> None:
-    """Puts a pillar, a wall or somebody else before the person."""
+def _hide(picture: Image.Image, random: np.random.Generator, camera: int, stand: _Stand, crossing: float = 0.0) -> None:
+    """Puts a pillar, a wall or somebody else before the person.
+
+    crossing  how far these have come in passing: -1 first, 0 where they hide most, 1 last
+    """
     draw = ImageDraw.Draw(picture)
     width, height = picture.size
     grey = (int(random.integers(80, 170)),) * 3
     kind = random.integers(3)
     if kind == 0:
-        left = stand.x + width * random.uniform(-0.3, -0.12)
+        left = stand.x + width * (random.uniform(-0.3, -0.12) - 0.1 * crossing)
         draw.rectangle([left, 0, left + 0.45 * width, height], fill=grey, outline=DARK)
     elif kind == 1:
         draw.rectangle([0, height * random.uniform(0.3, 0.42), width, height], fill=grey, outline=DARK)
     else:
-        nearer = stand._replace(x=stand.x + width * random.uniform(-0.12, 0.12), y=1.12 * height, height=1.1 * height)
+        x = stand.x + width * (random.uniform(-0.12, 0.12) + 0.1 * crossing)
+        nearer = stand._replace(x=x, y=1.12 * height, height=1.1 * height)
         _draw(picture, _look(int(random.integers(5000, 6000))), nearer)
 
 
