@@ -59,13 +59,22 @@ def train(
 
 @app.command()
 def options(
-    what: Annotated[str | None, typer.Argument(help="backbones, transforms or samplers.", show_default="all")] = None,
+    what: Annotated[
+        str | None, typer.Argument(help="backbones, transforms, samplers, clips or fusions.", show_default="all")
+    ] = None,
 ) -> None:
-    """List what settings can name: backbones, transforms of pictures, rules by which batches are drawn."""
-    from metricweight.data import sampler, transforms
-    from metricweight.models import backbones
+    """List what settings can name: backbones, transforms of pictures, rules by which batches and clips of tracklets are
+    drawn, ways in which the frames of a tracklet become one embedding."""
+    from metricweight.data import sampler, tracklets, transforms
+    from metricweight.models import backbones, sets
 
-    lists = {"backbones": backbones.listing, "transforms": transforms.listing, "samplers": sampler.listing}
+    lists = {
+        "backbones": backbones.listing,
+        "transforms": transforms.listing,
+        "samplers": sampler.listing,
+        "clips": tracklets.listing,
+        "fusions": sets.listing,
+    }
     if what not in (*lists, None):
         raise InputError(
             f"'{what}' is not a list of options{nearest(what or '', lists)} There are: {', '.join(lists)}."
@@ -186,6 +195,27 @@ def export(
 
 
 @app.command()
+def quality(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that learned from tracklets, or a checkpoint in it.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the sheets.", show_default="RUN/quality")] = None,
+    split: Annotated[str | None, typer.Option(help="train or test.", show_default="both")] = None,
+    tracklets: Annotated[int, typer.Option(min=1, help="How many of each split are drawn, at most.")] = 40,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="CSV with path and columns of true and false that say what is wrong with a frame.",
+                     show_default="is_noisy of the manifest, if it has noise"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON and nothing else.")] = False,
+) -> None:  # fmt: skip
+    """Draw tracklets with how much each of their frames counts, and say how well bad frames come out."""
+    from metricweight.training.quality import quality
+
+    found = quality(run, out, split, tracklets, truth, overwrite, quiet=json)
+    typer.echo(found.json() if json else found.text())
+
+
+@app.command()
 def evaluate(
     embeddings: Annotated[Path, typer.Argument(help=".npz, .npy, .csv or .parquet, or the folder of a run.")],
     labels: Annotated[
@@ -213,6 +243,14 @@ def evaluate(
         str, typer.Option(help="Queries without a positive: skip, zero (they count as 0) or error.")
     ] = "skip",
     memory: Annotated[str, typer.Option(help="What may be used beyond the embeddings.")] = "1GiB",
+    image_to_video: Annotated[
+        bool, typer.Option("--image-to-video", help="Also with queries that are the first frame of their tracklet "
+                           "alone, in a row of its own.")
+    ] = False,
+    multi_query: Annotated[
+        bool, typer.Option("--multi-query", help="Also with queries that are the mean of all items of their label and "
+                           "camera, in a row of its own.")
+    ] = False,
     rerank: Annotated[
         bool, typer.Option("--rerank", help="Also k-reciprocal re-ranked, in a row of its own.")
     ] = False,
@@ -243,7 +281,7 @@ def evaluate(
     files = Files(embeddings, labels, label_column, gallery, gallery_labels)
     asked = Asked(
         protocol, all_protocols, ks, similarity, missing, memory,  # type: ignore[arg-type]
-        rerank, expand, index, index_file, clustering, thresholds,
+        image_to_video, multi_query, rerank, expand, index, index_file, clustering, thresholds,
     )  # fmt: skip
     report(files, asked, out, json)
 

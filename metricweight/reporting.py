@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metricweight.checks import InputError
-from metricweight.data.embeddings import Embeddings, read
+from metricweight.data.embeddings import Array, Embeddings, read
 from metricweight.progress import part_done, say
 from metricweight.retrieval import PROTOCOLS, Expand, Report, Rerank, evaluate
 from metricweight.retrieval.evaluation import Missing
@@ -33,6 +33,8 @@ class Asked(NamedTuple):
     similarity: Similarity
     missing: Missing
     memory: str
+    image_to_video: bool
+    multi_query: bool
     rerank: bool
     expand: str | None
     index_kind: str | None
@@ -50,12 +52,17 @@ def report(files: Files, asked: Asked, out: Path | None, json: bool) -> None:
             gallery = read(files.gallery, files.gallery_labels, files.label_column)
         elif files.gallery_labels is not None:
             raise InputError("--gallery-labels are of a gallery; give its embeddings with --gallery.")
+        if asked.image_to_video and found.query_images is None:
+            raise InputError(
+                f"{files.embeddings} holds no query_images, the first frame alone of each query, so --image-to-video "
+                "cannot be; `metricweight embed` writes them for tracklets with queries."
+            )
         name = _name(files.embeddings)
         given = _given(found, gallery)
         table: dict[str, Report] = {}
         for protocol in _protocols(asked, found, gallery):
             row = f"{name}, {protocol}" if asked.all_protocols else name
-            table |= _rows(row, given, protocol, asked, quiet=json or not processes.first)
+            table |= _rows(row, given, found.query_images, protocol, asked, quiet=json or not processes.first)
         if not processes.first:
             return
         home = files.embeddings if files.embeddings.is_dir() else files.embeddings.parent
@@ -70,19 +77,26 @@ def report(files: Files, asked: Asked, out: Path | None, json: bool) -> None:
                 f"and class, {stem}.queries.csv and {stem}.classes.csv.")  # fmt: skip
 
 
-def _rows(name: str, given: dict[str, Any], protocol: str, asked: Asked, quiet: bool) -> dict[str, Report]:
-    """The rows of a protocol: as it is, and, where that was asked for, re-ranked and expanded."""
+def _rows(
+    name: str, given: dict[str, Any], query_images: Array | None, protocol: str, asked: Asked, quiet: bool
+) -> dict[str, Report]:
+    """The rows of a protocol: as it is, and, where that was asked for, by other queries, expanded and re-ranked."""
 
     def made(**more: Any) -> Report:
         with warnings.catch_warnings(), part_done("searching", quiet) as progress:
             warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
             return evaluate(
-                **given, protocol=protocol, ks=asked.ks, similarity=asked.similarity, missing=asked.missing,
-                memory=asked.memory, distributed=several(), progress=progress, **more,
+                **given | more, protocol=protocol, ks=asked.ks, similarity=asked.similarity, missing=asked.missing,
+                memory=asked.memory, distributed=several(), progress=progress,
             )  # fmt: skip
 
     index = {"index": asked.index_kind, "index_file": asked.index_file}
     rows = {name: made(**index, clustering=asked.clustering, thresholds=asked.thresholds)}
+    if asked.image_to_video:
+        seen = "; ".join(filter(None, (given["seen"], "of queries the first frame alone")))
+        rows[f"{name}, image-to-video"] = made(**index, query_embeddings=query_images, seen=seen)
+    if asked.multi_query:
+        rows[f"{name}, multi-query"] = made(**index, multi_query=True)
     if asked.expand is not None:
         rows[f"{name}, expanded"] = made(**index, expand=_expand(asked.expand))
     if asked.rerank:
@@ -91,9 +105,11 @@ def _rows(name: str, given: dict[str, Any], protocol: str, asked: Asked, quiet: 
 
 
 def _given(found: Embeddings, gallery: Embeddings | None) -> dict[str, Any]:
-    given = {"embeddings": found.embeddings, "labels": found.labels, "cameras": found.cameras}
+    given = {"embeddings": found.embeddings, "labels": found.labels, "cameras": found.cameras, "seen": found.seen}
     if gallery is None:
         return {**given, "queries": found.queries}
+    if gallery.seen != found.seen:
+        given["seen"] = f"{found.seen or 'not said'} (queries), {gallery.seen or 'not said'} (gallery)"
     more = {"gallery": gallery.embeddings, "gallery_labels": gallery.labels, "gallery_cameras": gallery.cameras}
     return {**given, **more}
 
@@ -107,9 +123,16 @@ def _protocols(asked: Asked, found: Embeddings, gallery: Embeddings | None) -> l
         raise InputError("--all-protocols and --protocol were both given; give one of them.")
     if not searched:
         return ["self"]
-    if found.cameras is None or (gallery is not None and gallery.cameras is None):
+    if not all(_with_cameras(items) for items in (found, gallery) if items is not None):
         return ["gallery"]
     return [name for name, rules in PROTOCOLS.items() if rules.same_camera == "left out"]
+
+
+def _with_cameras(items: Embeddings) -> bool:
+    """Whether the camera of any item is known; where some are not known, the protocols say so."""
+    if items.cameras is None:
+        return False
+    return items.cameras.dtype.kind not in "iu" or bool((items.cameras >= 0).any())
 
 
 def _expand(word: str) -> Expand:

@@ -189,7 +189,8 @@ def test_re_ranked_and_expanded_numbers_are_rows_of_their_own(metricweight, tmp_
     assert expanded["stamp"]["protocol"]["expand"] == {"k": 3, "alpha": 2.0}
     assert reranked["stamp"]["protocol"]["rerank"] == {"k1": 20, "k2": 6, "weight": 0.3}
     assert plain["stamp"]["protocol"]["rerank"] is plain["stamp"]["protocol"]["expand"] is None
-    assert "x, re-ranked: Protocol self: 12 queries of 3 classes" in out
+    assert "\n- x: Protocol self: 12 queries of 3 classes" in out
+    assert "\n- x, re-ranked: as x. Re-ranked: k1=20, k2=6, weight=0.3." in out
     assert "nmi" in plain
     assert "thresholds" in plain
     assert "nmi" not in reranked
@@ -226,6 +227,63 @@ def test_all_protocols_that_the_items_allow_stand_side_by_side(metricweight, tmp
     assert list(rows()) == ["x, gallery"]
     person("x.npz", cameras=None, queries=None)
     assert list(rows()) == ["x, self"]
+
+
+def test_image_to_video_and_multi_query_are_rows_of_their_own(metricweight, tmp_path):
+    arrays = person("x.npz")
+    first = arrays["embeddings"][:24] + np.random.default_rng(1).standard_normal((24, 4))
+    arrays = person("x.npz", query_images=first, seen="all frames, mean", protocol="mars-official", split="test")
+    code, out, err = metricweight("evaluate", "x.npz", "--image-to-video", "--multi-query", "--rerank", "--ks", 1, 5)
+    assert code == 0, err
+    rows = {name: row["test"] for name, row in json.loads((tmp_path / "x.report.json").read_text())["models"].items()}
+    assert list(rows) == ["x", "x, image-to-video", "x, multi-query", "x, re-ranked"]
+    given = {name: arrays[name] for name in ("embeddings", "labels", "cameras", "queries")}
+    for name, more in (
+        ("", {}),
+        (", image-to-video", {"query_embeddings": first}),
+        (", multi-query", {"multi_query": True}),
+    ):
+        expected = evaluate(**given, protocol="mars-official", ks=(1, 5), **more).metrics
+        assert {metric: rows[f"x{name}"][metric] for metric in expected} == expected
+    seen = [row["stamp"]["made"]["seen"] for row in rows.values()]
+    assert seen == ["all frames, mean", "all frames, mean; of queries the first frame alone"] + 2 * seen[:1]
+    assert (
+        "\n- x, image-to-video: as x. Queries search with other embeddings of them than stand in the gallery. " in out
+    )
+    code, out, err = metricweight(
+        "evaluate", "x.npz", "--image-to-video", "--multi-query", "--all-protocols", "--ks", 1
+    )
+    assert code == 0, err
+    names = list(json.loads((tmp_path / "x.report.json").read_text())["models"])
+    persons = ("market1501", "mars-official", "mars-ap3d", "mars-torchreid")
+    assert names == [f"x, {name}{more}" for name in persons for more in ("", ", image-to-video", ", multi-query")]
+
+
+def test_first_frames_of_queries_in_a_file_of_their_own_search_a_gallery(metricweight, tmp_path):
+    arrays = person("all.npz")
+    q, first = arrays["queries"], arrays["embeddings"][:24] + 0.3
+    np.savez("q.npz", query_images=first, seen="first", **{name: x[q] for name, x in arrays.items()})
+    np.savez("g.npz", **{name: x[~q] for name, x in arrays.items()})
+    code, out, err = metricweight("evaluate", "q.npz", "--gallery", "g.npz", "--image-to-video", "--ks", 1)
+    assert code == 0, err
+    found = json.loads((tmp_path / "q.report.json").read_text())["models"]["q, image-to-video"]["all"]
+    x, y = arrays["embeddings"], arrays["labels"]
+    expected = evaluate(first, y[q], gallery=x[~q], gallery_labels=y[~q], protocol="gallery", ks=(1,)).metrics
+    assert {metric: found[metric] for metric in expected} == expected
+    assert "seen of each item: first (queries), not said (gallery); of queries the first frame alone." in out
+
+
+def test_all_protocols_where_cameras_are_not_known(metricweight, tmp_path):
+    """Where none is known, those that need none; where some are not, that is a mistake to be told of."""
+    arrays = person("x.npz", cameras=np.full(96, -1))
+    assert metricweight("evaluate", "x.npz", "--all-protocols", "--ks", 1)[0] == 0
+    assert list(json.loads((tmp_path / "x.report.json").read_text())["models"]) == ["x, gallery"]
+    person("x.npz", cameras=np.where(np.arange(96) == 30, -1, np.arange(96) // 8 % 3))
+    code, _, err = metricweight("evaluate", "x.npz", "--all-protocols", "--ks", 1)
+    assert code == 2
+    assert "and that of 1 of 96 embeddings is not known (below 0), the first in row 30; give their cameras" in err
+    person("x.npz", cameras=np.where(arrays["labels"] < 1, -1, np.arange(96) // 8 % 3))
+    assert metricweight("evaluate", "x.npz", "--all-protocols", "--ks", 1)[0] == 0
 
 
 def test_queries_and_gallery_may_be_two_files(metricweight, tmp_path):
@@ -443,6 +501,13 @@ def no_write_for_the_report():
         (lambda: [*npz(), "--missing", "drop"], "missing is 'skip', 'zero' or 'error', got 'drop'"),
         (lambda: [*npz(), "--expand", "many"], "--expand is a number of neighbours, or K:ALPHA such as 10:3, got many"),
         (lambda: [*npz(), "--expand", "0"], "k, the number of neighbours, is 1 at least, got 0"),
+        (lambda: [*npz(cameras=Y.astype(str), queries=Y == 0), "--all-protocols"], "cameras must be [12] integers"),
+        (lambda: [*npz(), "--image-to-video"],
+         "x.npz holds no query_images, the first frame alone of each query, so --image-to-video cannot be; `metr"),
+        (lambda: [*npz(queries=Y == 0, query_images=X), "--image-to-video"],
+         "query_images must have a row for each of the 4 queries, got [12, 3]"),
+        (lambda: [*npz(query_images=X), "--image-to-video"], "query_embeddings are of some items that are queries"),
+        (lambda: [*npz(), "--multi-query"], "label and camera, which protocol self ranks; use one that leaves"),
         (lambda: [*npz(), "--protocol", "market"], "'market' is not a protocol; did you mean market1501?"),
         (lambda: [*npz(), "--protocol", "inshop"], "protocol inshop needs queries and a gallery"),
         (lambda: [*npz(), "--protocol", "self", "--all-protocols"], "--all-protocols and --protocol were both given"),

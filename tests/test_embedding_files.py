@@ -155,6 +155,63 @@ def test_a_folder_of_parts_is_read_as_one_file(tmp_path):
     assert not {"stamp", "part"} & set(whole)
 
 
+FIRST = X[QUERIES] + 0.5
+OF_TRACKLETS = {"labels": Y, "queries": QUERIES, "seen": "all frames, mean", "query_images": FIRST}
+
+
+def test_first_frames_of_queries_and_what_was_seen_are_read_where_they_are_there(tmp_path):
+    found = read(write(tmp_path / "x.npz", {"embeddings": X, **OF_TRACKLETS}))
+    assert np.array_equal(found.query_images, FIRST)
+    assert found.seen == "all frames, mean"
+    found = read(write(tmp_path / "y.npz", {"embeddings": X, "labels": Y, "query_images": X + 1}))  # all are queries
+    assert np.array_equal(found.query_images, X + 1)
+    plain = read(write(tmp_path / "z.npz", {"embeddings": X, "labels": Y}))
+    assert plain.query_images is plain.seen is None
+    assert read(write(tmp_path / "x.csv", table(label=Y))).query_images is None
+
+
+@pytest.mark.parametrize("without", [np.empty((0, 3)), np.empty((0, 0))])
+def test_first_frames_in_parts_are_put_together_in_order(tmp_path, without):
+    """Queries are rows 0 and 3; the first part has one of them, the second none, the third one."""
+    of_parts = (FIRST[:1], without, FIRST[1:])
+    more = {f"part{i}": {"query_images": some, "seen": "first"} for i, some in enumerate(of_parts)}
+    found = read(in_parts(tmp_path / "parts", **more))
+    assert np.array_equal(found.query_images, FIRST)
+    assert found.seen == "first"
+    whole = parts(tmp_path / "parts")
+    assert np.array_equal(whole["query_images"], FIRST)
+    assert str(whole["seen"]) == "first"
+    more["part2"]["query_images"] = without
+    with pytest.raises(
+        InputError, match=r"parts2: query_images must have a row for each of the 2 queries, got \[1, 3\]"
+    ):
+        read(in_parts(tmp_path / "parts2", **more))
+
+
+def test_parts_without_any_query_have_no_first_frames(tmp_path):
+    nobody = {"query_images": np.empty((0, 3)), "seen": "first"}
+    more = {f"part{i}": {"queries": np.zeros(n, dtype=bool), **nobody} for i, n in enumerate((2, 0, 4))}
+    assert read(in_parts(tmp_path / "parts", **more)).query_images.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"query_images": X[:1]}, r"query_images must have a row for each of the 2 queries, got \[1, 3\]; embed"),
+        ({"query_images": X[:0]}, r"a row for each of the 2 queries, got \[0, 3\]"),
+        ({"query_images": X, "queries": QUERIES}, r"a row for each of the 2 queries, got \[6, 3\]"),
+        ({"query_images": X[0, :2]}, r"a row for each of the 2 queries, got \[2\]"),
+        (
+            {"query_images": X[:2, :2]},
+            "query_images have 2 numbers each and embeddings 3; both must come from one model",
+        ),
+    ],
+)
+def test_first_frames_that_do_not_fit_the_queries_are_refused_with_both_numbers(tmp_path, change, words):
+    with pytest.raises(InputError, match=rf"x.npz: .*{words}"):
+        read(write(tmp_path / "x.npz", {"embeddings": X, **OF_TRACKLETS, **change}))
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_part_that_is_missing_is_refused_with_its_number(tmp_path, number):
     folder = in_parts(tmp_path / "parts")

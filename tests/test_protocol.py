@@ -194,6 +194,16 @@ def test_a_duplicate_from_another_camera_is_not_the_query_itself(protocol):
         evaluate([[0.0]], [1], cameras=[5], gallery_cameras=[5, 5], ks=(1,), **given)
 
 
+@pytest.mark.filterwarnings("ignore::metricweight.retrieval.report.EvaluationWarning")
+def test_queries_in_a_given_gallery_are_no_trouble_where_their_own_camera_is_left_out():
+    table = synthetic()
+    report = table.report_of_two_tables("mars-ap3d:gallery=given", np.ones(len(table.x), dtype=bool))
+    assert report.metrics == table.report("mars-ap3d").metrics
+    assert not report.notes
+    with_itself = table.report_of_two_tables("gallery", np.ones(len(table.x), dtype=bool))
+    assert "are in the gallery too, with the same embedding and label, and find themselves" in with_itself.notes[0]
+
+
 @pytest.mark.parametrize("protocol", ["mars-official", "mars-torchreid"])
 def test_a_gallery_that_holds_some_of_the_queries_gives_the_same(protocol):
     table = synthetic()
@@ -294,7 +304,7 @@ def test_strings_can_be_junk_and_distractors_in_a_protocol_of_ones_own():
     assert report.stamp["protocol"] | {"ties": "", "recall": ""} == {
         "name": "mine", "gallery": "all", "same_camera": "left out", "junk": ["nothing"], "distractors": ["anybody"],
         "average_precision": "step", "recall": "", "ties": "", "ks": [1, 3], "similarity": "euclidean",
-        "missing": "skip", "rerank": None, "expand": None, "index": "exact",
+        "missing": "skip", "rerank": None, "expand": None, "index": "exact", "queries": "the items themselves",
     }  # fmt: skip
 
 
@@ -336,7 +346,8 @@ def test_market_shows_both_average_precisions():
 
 def test_what_was_left_out_is_said_below_the_table():
     text = synthetic().report("mars-torchreid").markdown()
-    assert "those of its class and camera left out; 10 without a positive left out. 50 junk, 50 distractors." in text
+    count = synthetic().report("mars-torchreid").stamp["data"]["valid_queries"]
+    assert f"left out; 10 without a positive left out, so {count} count. 50 junk, 50 distractors." in text
     table = synthetic()
     text = table.report_of_two_tables("mars-official", ~table.queries).markdown()
     assert f"50 junk, {table.queries.sum():,} queries added to the gallery, 50 distractors." in text
@@ -378,6 +389,30 @@ def test_cameras_that_are_missing_are_asked_for():
         with pytest.raises(InputError, match=words):
             evaluate(table.x[q], table.labels[q], gallery=table.x[~q], gallery_labels=table.labels[~q],
                      protocol="market1501", **cameras)  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", MARS)
+def test_an_unknown_camera_is_no_camera_of_its_own(protocol):
+    """Of junk and distractors, the camera may be unknown."""
+    table, q = synthetic(), synthetic().queries
+    told = table.report(protocol).metrics
+    table.cameras[np.isin(table.labels, (0, -1))] = -1
+    assert table.report(protocol).metrics == table.report_of_two_tables(protocol, ~q).metrics == told
+    people = np.flatnonzero(table.labels > 0)
+    table.cameras[people[[7, 40]]] = -1
+    first = people[7]
+    with pytest.raises(
+        InputError,
+        match=rf"protocol {protocol} leaves a query's own camera out, and that of 2 of {len(q)} embeddings is not "
+        rf"known \(below 0\), the first in row {first}; give their cameras, or use a protocol .*, such as gallery",
+    ):
+        table.report(protocol)
+    assert table.report("gallery").metrics == synthetic().report("gallery").metrics
+    table = synthetic()
+    table.cameras[np.flatnonzero(~q & (table.labels > 0))[9]] = -2
+    row = np.cumsum(~q)[np.flatnonzero(~q & (table.labels > 0))[9]] - 1
+    with pytest.raises(InputError, match=rf"that of 1 of {(~q).sum()} gallery is not known .* the first in row {row}"):
+        table.report_of_two_tables(protocol, ~q)
 
 
 @pytest.mark.parametrize("protocol", ["mars-official", "market1501", "gallery"])

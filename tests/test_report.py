@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -92,6 +93,83 @@ def test_the_markdown_file_shows_the_table_and_what_was_measured(stem, models):
 def test_reports_with_one_stamp_say_once_what_was_measured(models):
     text = markdown({"plain": models["plain"], "better": models["better"]})
     assert text.count("Protocol self: 61 queries") == 1
+
+
+@pytest.fixture(scope="module")
+def persons():
+    """The same tracklets by several protocols. Of label 1, cameras other than 0 are seen by queries alone."""
+    random = np.random.default_rng(0)
+    labels, cameras = np.arange(120) % 8 - 1, np.arange(120) // 8 % 3
+    queries = (np.arange(120) < 24) & (labels > 0) | (labels == 1) & (cameras > 0)
+    x = random.standard_normal((8, 5))[labels] + random.standard_normal((120, 5))
+    given = {"embeddings": x, "labels": labels, "cameras": cameras, "queries": queries, "seen": "all frames, mean"}
+
+    def of(protocol, **more):
+        return evaluate(**given | more, protocol=protocol, ks=(1, 5))
+
+    first = {"query_embeddings": x[queries] + 0.1, "seen": "all frames, mean; of queries the first frame alone"}
+    return {
+        "a": of("mars-official"),
+        "a, first": of("mars-official", **first),
+        "a, more": of("mars-official", rerank=Rerank()),
+        "b": of("mars-ap3d", multi_query=True),
+        "c": of("mars-torchreid"),
+        "d": of("market1501"),
+        "b, plain": of("mars-ap3d"),
+        "e": of("mars-torchreid", missing="zero"),
+    }
+
+
+def test_protocols_side_by_side_say_how_many_queries_count_among_how_many(persons):
+    head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(persons).splitlines()[:10]]
+    assert head == ["", "queries", "gallery", "mAP (trapezoid)", "R@1", "R@5", "mINP", "mAP"]
+    found = {row[0]: row[1:] for row in rows}
+    # of 120, 15 are junk; a query of each of 6 labels and 3 cameras, and 8 more of label 1; one finds only queries
+    assert [row[:2] for row in found.values()] == [["26", "105"]] * 4 + [["25", "79"]] * 2 + [
+        ["26", "105"],
+        ["26", "79"],
+    ]
+    trapezoid, step = ({model for model, row in found.items() if row[column]} for column in (2, 6))
+    assert trapezoid == {"a", "a, first", "a, more", "d"}
+    assert step == {"b", "c", "d", "b, plain", "e"}
+    assert "Queries: how many count." in markdown(persons)
+    assert latex(persons).count("&") == 9 * 7
+    alone = markdown({name: persons[name] for name in ("a", "a, first", "a, more")})
+    assert "| queries |" not in alone.replace("  ", "")
+    assert "how many count" not in alone
+
+
+def test_what_is_the_same_as_above_is_said_once(persons):
+    lines = [line for line in markdown(persons).splitlines() if line.startswith("- ")]
+    told = "What was seen of each item: all frames, mean"
+    who = "26 queries of 6 classes, each among 105 gallery items by cosine, those of its class and camera left out; "
+    items = "15 junk, 15 distractors."
+    assert lines[:3] == [
+        f"- a: Protocol mars-official: {who}0 without a positive left out. Its mAP is the trapezoid. {items} "
+        f"With so few classes the intervals are too narrow. {told}.",
+        "- a, first: as a. Queries search with other embeddings of them than stand in the gallery. "
+        f"{told}; of queries the first frame alone.",
+        "- a, more: as a. Re-ranked: k1=20, k2=6, weight=0.3.",
+    ]
+    assert lines[3].startswith(f"- b: Protocol mars-ap3d: {who}0 without a positive left out. {items}")
+    assert lines[3].endswith(f"Each query searches with the mean of all items that have its label and camera. {told}.")
+    assert "; 1 without a positive left out, so 25 count." in lines[4]
+    assert lines[6].startswith("- b, plain: Protocol mars-ap3d: 26")  # it is not as b, which has something more
+    assert "the mean of all" not in lines[6]
+
+
+def test_models_that_saw_other_frames_of_the_same_items_are_compared_and_it_is_said(persons, tmp_path):
+    one = persons["a"]
+    for name, seen in (("a", "all frames, mean"), ("b", "first"), ("c", None)):
+        made = {key: value for key, value in one.stamp["made"].items() if key != "seen"} | (
+            {"seen": seen} if seen else {}
+        )
+        save({name: replace(one, stamp={**one.stamp, "made": made})}, tmp_path / name)
+    a, b, c = (comparison.load(str(tmp_path / name)) for name in "abc")
+    assert comparison.compare(a, b).differing == ("made.seen is 'all frames, mean' in A and 'first' in B",)
+    assert "Stamps differ: made.seen is 'all frames, mean' in A" in comparison.text(comparison.compare(a, b))
+    assert comparison.compare(a, c).differing == ("made.seen is 'all frames, mean' in A and nothing in B",)
+    assert comparison.compare(a, a).differing == comparison.compare(c, c).differing == ()
 
 
 def test_notes_stand_below_the_table_with_their_model(models):

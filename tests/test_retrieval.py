@@ -11,6 +11,7 @@ import torch
 from metricweight.checks import InputError
 from metricweight.retrieval import Expand, Rerank, evaluate, evaluation
 from metricweight.retrieval.evaluation import as_bytes
+from metricweight.retrieval.expansion import expanded
 from metricweight.retrieval.points import together
 from metricweight.retrieval.report import EvaluationWarning
 from metricweight.retrieval.rerank import reranked
@@ -513,6 +514,18 @@ def test_expanded_queries_search_once_more():
     assert report.metrics == pytest.approx(by_the_book(-queries @ x.T, labels, (1, 2, 4, 8)))
     assert report.stamp["protocol"]["expand"] == {"k": 3, "alpha": 2.0}
     assert "Queries expanded: k=3, alpha=2." in report.markdown()
+
+
+def test_re_ranking_ranks_for_expanded_queries_where_both_are_asked_for():
+    random = np.random.default_rng(0)
+    labels = np.arange(60) % 12
+    x = random.standard_normal((12, 4))[labels] + random.standard_normal((60, 4))
+    report = evaluate(x, labels, rerank=Rerank(6, 2), expand=Expand(3))
+    points, gallery = together(x, None, "cosine")
+    points, gallery = together(expanded(points, gallery, 3, itself=np.arange(60)), x, "cosine")
+    distances = np.concatenate([block for _, block in reranked(points, gallery, k1=6, k2=2)])
+    assert report.metrics == pytest.approx(by_the_book(distances, labels, (1, 2, 4, 8)))
+    assert report.metrics != evaluate(x, labels, rerank=Rerank(6, 2)).metrics
 
 
 def test_an_approximate_index_says_how_much_it_finds_and_tells_no_more_than_its_lists(tmp_path):

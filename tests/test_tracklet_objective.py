@@ -132,7 +132,8 @@ def test_levels_are_fused_each_by_its_own_classifier():
 def test_clips_of_one_frame_are_pictures():
     plain = objective(frames=None, loss=OSM, plus=[{**CCE, "weight": 0.5}], attention={"form": "released"})
     made = objective(frames=1, loss=OSM, plus=[{**CCE, "weight": 0.5}], attention={"form": "released"})
-    assert isinstance(plain, Objective) and isinstance(made, TrackletObjective)
+    assert isinstance(plain, Objective)
+    assert isinstance(made, TrackletObjective)
     made.sets.load_state_dict(plain.state_dict())
     x, y = embeddings(), embeddings()
     losses = plain(x, LABELS, 0).loss, made(y, LABELS, 0).loss
@@ -144,7 +145,8 @@ def test_clips_of_one_frame_are_pictures():
 def test_any_loss_trains_clips(name):
     made, x = objective(loss={"name": name}, frame_losses=[{"name": "imae"}], weighting={"name": "imae"}), embeddings()
     made(x, LABELS, 0).loss.backward()
-    assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
+    assert torch.isfinite(x.grad).all()
+    assert x.grad.abs().sum() > 0
 
 
 def test_what_is_wrong_with_a_fusion_is_said():
@@ -154,15 +156,16 @@ def test_what_is_wrong_with_a_fusion_is_said():
     ):
         with pytest.raises(InputError, match=said):
             objective(fusion=fusion, loss=OSM)
-    with pytest.raises(InputError, match="attention.form=poster is for the loss online_soft_mining"):
+    with pytest.raises(InputError, match=r"attention\.form=poster is for the loss online_soft_mining"):
         objective(attention={"form": "poster"}, frame_losses=[CCE])
-    with pytest.raises(InputError, match="memory.size is for losses on pairs"):
+    with pytest.raises(InputError, match=r"memory\.size is for losses on pairs"):
         objective(memory={"size": 9}, frame_losses=[CCE])
 
 
 def test_what_only_one_of_both_can_use_is_left_to_it():
     made = objective(attention={"form": "poster"}, memory={"size": 9}, frame_losses=[OSM])
-    assert not made.sets.attentions and made.frames.attentions
+    assert not made.sets.attentions
+    assert made.frames.attentions
     made(embeddings(), LABELS, 0).loss.backward()
 
 
@@ -199,7 +202,7 @@ class TestJudging:
         return embeddings(levels, rows=len(self.OF)).detach()
 
     def each(self, x):
-        return [x[self.OF == item] for item in range(3)]
+        return [x[item == self.OF] for item in range(3)]
 
     def fuse(self, made, x):
         return fuser(made.settings, made)(x, self.OF, 3)
@@ -236,7 +239,7 @@ class TestJudging:
         assert torch.allclose(self.fuse(made, x), torch.stack(expected).float(), atol=1e-5)
 
     def test_quality_needs_a_classifier(self):
-        with pytest.raises(InputError, match="tracklets.test_fusion=quality weighs frames by a classifier"):
+        with pytest.raises(InputError, match=r"tracklets\.test_fusion=quality weighs frames by a classifier"):
             self.fuse(self.made("quality", loss=OSM), self.frames())
 
     def test_the_objective_of_a_checkpoint_fuses_as_it_did(self):
@@ -294,3 +297,14 @@ def test_statistics_are_of_what_was_judged(frame_losses):
     gradient = torch.autograd.grad(F.cross_entropy(judge.classifiers[0](rows), own), rows)[0].norm(dim=1)
     if not frame_losses:  # the clips' own gradients, found again as sums over their frames
         assert facts["hard_share"] == pytest.approx(float(gradient[p < 0.5].sum() / gradient.sum()), rel=1e-6)
+
+
+def test_without_a_classifier_quality_goes_by_the_class_contexts_of_the_attention():
+    """In the released form, both are then the same weights."""
+    groups = {"loss": OSM, "frame_losses": [OSM], "attention": {"form": "released"}}
+    by_quality, by_attention = (objective(fusion=fusion, **groups) for fusion in ("quality", "class_aware"))
+    by_attention.load_state_dict(by_quality.state_dict())
+    x = embeddings()
+    expected = by_attention.fused(x, LABELS)
+    assert torch.allclose(by_quality.fused(x, LABELS), expected, atol=1e-12)
+    assert torch.allclose(fused(by_attention, "class_aware", x), expected, atol=1e-12)

@@ -21,19 +21,22 @@ TABLES = (".csv", ".parquet")
 ROLES = {"camera": "cameras", "query": "queries"}  # column of a table -> array of an .npz file
 PARTS = "part-[0-9][0-9][0-9][0-9][0-9].npz"  # files of a folder that holds embeddings in parts
 OF_EACH = ("labels", "names", *ROLES.values())  # arrays with an entry for each embedding
+OF_QUERIES = "query_images"  # array with an entry for each query
 OF_PARTS = ("stamp", "part")  # arrays that parts have and the whole has not
 
 
 class Embeddings(NamedTuple):
     """What a file, or two, hold.
 
-    embeddings  [N, D]  a memory map where they come from an .npy file
-    labels      [N]
-    cameras     [N]     integers, where there are any
-    queries     [N]     which items are queries, true or false, where that is said
-    split       which split they are of; "all" where nothing is said
-    what        what was read, in words
-    protocol    by which they are judged, where that is said
+    embeddings    [N, D]  a memory map where they come from an .npy file
+    labels        [N]
+    cameras       [N]     integers, where there are any
+    queries       [N]     which items are queries, true or false, where that is said
+    split         which split they are of; "all" where nothing is said
+    what          what was read, in words
+    protocol      by which they are judged, where that is said
+    query_images  [Q, D]  of the first frame alone of each query, where there are any; all are queries if none is said
+    seen          what an item is the embedding of, such as "all frames, mean", where that is said
     """
 
     embeddings: Array
@@ -43,6 +46,8 @@ class Embeddings(NamedTuple):
     split: str
     what: str
     protocol: str | None = None
+    query_images: Array | None = None
+    seen: str | None = None
 
 
 def read(path: Path, labels: Path | None = None, label_column: str | None = None) -> Embeddings:
@@ -56,7 +61,8 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
     label_column  what that column is called; None: label
 
     Cameras and queries are the arrays `cameras` and `queries` of an .npz file, or the columns `camera` and `query` of
-    a table, that of the labels where these have one of their own.
+    a table, that of the labels where these have one of their own. First frames of queries and what was seen of an item
+    are the arrays `query_images` and `seen` of an .npz file.
 
     Labels in text are integers if all of them read so to the letter (01 does not), else strings. Raises InputError
     for files that are missing, damaged or of another kind, and says which arrays or columns are there when the ones
@@ -71,7 +77,8 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
     if label_column is not None and (labels or path).suffix.lower() not in TABLES:
         raise InputError(f"{labels or path} has no columns, so --label-column {label_column} cannot be.")
     label_column = label_column or "label"
-    split, protocol = "all", None
+    split, protocol, seen = "all", None, None
+    query_images: Array | None = None
     own: Array | None = None
     more: dict[str, Array] = {}
     suffix = "" if in_parts else path.suffix.lower()
@@ -91,7 +98,8 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
             )
         embeddings, own, split = arrays["embeddings"], arrays.get("labels"), str(arrays.get("split", split))
         more = {name: arrays[name] for name in ROLES.values() if name in arrays}
-        protocol = str(arrays["protocol"]) if "protocol" in arrays else None
+        protocol, seen = (str(arrays[name]) if name in arrays else None for name in ("protocol", "seen"))
+        query_images = arrays.get(OF_QUERIES)
         what = " x ".join(map(str, embeddings.shape))
     elif suffix == ".npy":
         embeddings = _numpy(path)[""]
@@ -106,7 +114,24 @@ def read(path: Path, labels: Path | None = None, label_column: str | None = None
     queries = more.get("queries")
     if queries is not None:
         queries = _yes_or_no(queries, path)
-    return Embeddings(embeddings, own, more.get("cameras"), queries, split, f"{what} of {path}.", protocol)
+    if query_images is not None:
+        _check_query_images(query_images, embeddings, queries, path)
+    what = f"{what} of {path}."
+    return Embeddings(embeddings, own, more.get("cameras"), queries, split, what, protocol, query_images, seen)
+
+
+def _check_query_images(query_images: Array, embeddings: Array, queries: Array | None, path: Path) -> None:
+    count = len(embeddings) if queries is None else int(queries.sum())
+    if query_images.ndim != 2 or len(query_images) != count:
+        raise InputError(
+            f"{path}: query_images must have a row for each of the {count:,} queries, got {list(query_images.shape)}; "
+            "embed the items again."
+        )
+    if count and query_images.shape[1:] != embeddings.shape[1:]:
+        raise InputError(
+            f"{path}: query_images have {query_images.shape[1]:,} numbers each and embeddings {embeddings.shape[1]:,}; "
+            "both must come from one model."
+        )
 
 
 def part_name(number: int) -> str:
@@ -130,6 +155,9 @@ def parts(folder: Path, scratch: Path | None = None) -> dict[str, Array]:
         for name, value in small[0].items()
         if name not in OF_PARTS
     }
+    if OF_QUERIES in whole:
+        some = [part[OF_QUERIES] for part in small if len(part[OF_QUERIES])]  # without a row, D may be anything
+        whole[OF_QUERIES] = np.concatenate(some or [whole[OF_QUERIES]])
     embeddings: Array = np.empty((0, 0), np.float32)
     start = 0
     for number in np.flatnonzero(lengths).tolist():  # a part of damaged pictures alone has none

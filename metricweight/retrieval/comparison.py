@@ -9,7 +9,7 @@ Both are about these embeddings. How far another training run of the same recipe
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SAME = 1e-9  # differences below are those of rounding
 BLOCK = 2**22  # signs drawn at a time: 32 MB in float64
+
+EVALUATED: Mapping[str, Sequence[str] | None] = {"protocol": None, "data": None}  # must agree
 
 Verdict = Literal["better", "worse", "cannot tell"]
 
@@ -62,7 +64,7 @@ class Comparison:
     classes    label, queries, a, b, difference, sorted by how much the class adds to the whole difference
     queries    query, label, a, b of those that changed
     verdict    better: p < 0.05 and the interval lies above 0; worse: p < 0.05 and below 0; cannot tell: all else
-    differing  what was evaluated differently, if that was let through
+    differing  what was evaluated differently, if that was let through, and what was seen of the items, which may differ
     """
 
     a: str
@@ -121,6 +123,7 @@ def compare(a: Evaluated, b: Evaluated, *, metric: str | None = None, force: boo
 
     differing = _differing(a.stamp, b.stamp)
     _refuse_unlike(a, b, differing, force)
+    differing += _differing(a.stamp, b.stamp, {"made": ["seen"]})
     shared = [name for name in a.metrics if name in b.metrics]
     metric = _checked_metric(metric, a, shared)
     differences = {name: _difference(a, b, name) for name in shared}
@@ -315,12 +318,15 @@ def _damaged(path: Path, why: str) -> InputError:
     return InputError(f"{path} is damaged, or not what an evaluation writes ({why}); evaluate again.")
 
 
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Fields of protocol and data that differ, with both values."""
+def _differing(
+    a: Mapping[str, Any], b: Mapping[str, Any], parts: Mapping[str, Sequence[str] | None] = EVALUATED
+) -> list[str]:
+    """Fields of some parts that differ, with both values; None: all fields of the part."""
     found = []
-    for part in ("protocol", "data"):
-        for field in dict.fromkeys([*a[part], *b[part]]):
-            ours, theirs = (repr(stamp[part][field]) if field in stamp[part] else "nothing" for stamp in (a, b))
+    for part, fields in parts.items():
+        one, two = a.get(part, {}), b.get(part, {})
+        for field in dict.fromkeys([*one, *two]) if fields is None else fields:
+            ours, theirs = (repr(facts[field]) if field in facts else "nothing" for facts in (one, two))
             if ours != theirs:
                 found.append(f"{part}.{field} is {ours} in A and {theirs} in B")
     return found

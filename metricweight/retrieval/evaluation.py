@@ -18,6 +18,7 @@ from metricweight.retrieval import kernels
 from metricweight.retrieval.metrics import optimistic, per_query, pessimistic
 from metricweight.retrieval.points import Array, Similarity, fingerprints, together
 from metricweight.retrieval.protocol import Protocol, Roles, named, roles
+from metricweight.retrieval.queries import ITEMS, MEANS, OTHERS
 from metricweight.retrieval.ranking import Ranks, Search, Share, ranks
 from metricweight.retrieval.report import EvaluationWarning, Report
 from metricweight.retrieval.uncertainty import intervals
@@ -60,6 +61,8 @@ def evaluate(
     cameras: Array | Tensor | Sequence[int] | None = None,
     gallery_cameras: Array | Tensor | Sequence[int] | None = None,
     queries: Array | Tensor | Sequence[bool] | None = None,
+    query_embeddings: Array | Tensor | None = None,
+    multi_query: bool = False,
     similarity: Similarity = "cosine",
     protocol: str | Protocol = "self",
     ks: Sequence[int] | None = None,
@@ -71,6 +74,7 @@ def evaluate(
     index_file: Path | None = None,
     clustering: bool = False,
     thresholds: bool = False,
+    seen: str | None = None,
     distributed: bool = False,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Report:
@@ -89,6 +93,13 @@ def evaluate(
     gallery          [G, D]  embeddings that are searched, `gallery_labels` [G] theirs. None: `embeddings` hold all,
                              and `queries` [N], true or false, says which of them are queries
     cameras          [N]     integers, and `gallery_cameras` [G], where the protocol leaves a query's own camera out
+    query_embeddings [Q, D]  what queries search with instead, in the order of the queries among `embeddings`; for
+                     image-to-video the first frame of each, while its whole tracklet stands in the gallery. Who is
+                     whom (a query itself, junk, cameras) is decided by `embeddings` as ever
+    multi_query      each query searches with the direction of the mean of the unit-length embeddings of all items
+                     with its label and camera, itself among them: of those that are given, queries and gallery,
+                     whatever the protocol then leaves out. (The code of Market-1501 takes the mean of pictures that
+                     are in neither.) For protocols that leave a query's own camera out
     similarity       "cosine", or "euclidean" (smaller distance first)
     protocol         a name in `protocol.PROTOCOLS`, or a `Protocol` of your own
     ks               the K of recall and precision, each at most the size of the smallest gallery; None: the protocol's
@@ -100,6 +111,7 @@ def evaluate(
     index_file       where the index is kept: loaded if it is there, else built and saved
     clustering       also how k-means clusters of the gallery agree with its labels: nmi, ami, pairwise_f1
     thresholds       also from which similarity on two items are best called the same
+    seen             what an item is the embedding of, such as "all frames, mean": the report says so
     distributed      share the counting among the processes that torch.distributed has joined. All of them must call
                      this, with the same arguments, and all get the same report
     progress         is told, now and then, which share of the search is done
@@ -122,7 +134,17 @@ def evaluate(
         raise InputError("re-ranking looks at all pairs, an approximate index does not; use one of the two.")
     if index is None and index_file is not None:
         raise InputError("index_file keeps an approximate index; say which kind with index='hnsw', or another.")
-    cast = roles(rules, embeddings, labels, gallery, gallery_labels, cameras, gallery_cameras, queries)
+    if multi_query and similarity != "cosine":
+        raise InputError(f"a query of several pictures is a mean of directions, so it needs cosine, got {similarity}.")
+    cast = roles(
+        rules, embeddings, labels, gallery, gallery_labels, cameras, gallery_cameras, queries, query_embeddings,
+        multi_query,
+    )  # fmt: skip
+    if rerank is not None and query_embeddings is not None and (cast.itself >= 0).any():
+        raise InputError(
+            f"by protocol {rules.name} a query's own item is in the gallery, and re-ranking would show the query what "
+            "is near that; re-rank by a protocol with gallery=rest, or without query_embeddings."
+        )
     search = _search(cast, similarity)
     positives, ranked = search.counts
     valid = positives > 0
@@ -131,6 +153,7 @@ def evaluate(
     given = search
     if expand is not None:
         search = _expanded(search, cast, expand, budget)
+    searching = OTHERS if query_embeddings is not None else MEANS if multi_query else ITEMS
     device = str(embeddings.device) if isinstance(embeddings, Tensor) and embeddings.device.type != "cpu" else None
     share = _share() if distributed else None
     found = _ranked(search, rerank, index, index_file, max(wanted), budget, device, share, progress)
@@ -142,9 +165,9 @@ def evaluate(
     counted = len(valid) if missing == "zero" else int(valid.sum())
     bounds = {name: (low / counted, high / counted) for name, (low, high) in ties.items()}
     stamp = {
-        "protocol": _asked(rules, wanted, similarity, missing, rerank, expand, found),
+        "protocol": _asked(rules, wanted, searching, similarity, missing, rerank, expand, found),
         "data": _data(cast, search, valid),
-        "made": _made(cast, given, found),
+        "made": _made(cast, given, found, seen),
     }
     metrics = {name: float(np.nanmean(value)) for name, value in values.items()}
     if clustering:
@@ -218,13 +241,21 @@ def _ranked(
 
         k1, k2, weight = rerank
         blocks = reranked(
-            search.queries, search.gallery, k1=k1, k2=k2, weight=weight, itself=search.itself, memory=memory
+            search.queries, search.gallery, k1=k1, k2=k2, weight=weight, itself=_as_it_searches(search), memory=memory
         )
         return _Found(_ranks_of_distances(search, blocks, progress))
     if index is not None:
         return _listed(search, _index(search, index, index_file, memory), k, memory)
     reserved = BYTES_PER_QUERY * len(search.queries) + MEASURING
     return _Found(ranks(search, memory=memory, share=share, device=device, reserved=reserved, progress=progress))
+
+
+def _as_it_searches(search: Search) -> Ints:
+    """The row of the gallery that is the query itself [Q], with the embedding that it searches with; else -1."""
+    if search.queries is search.gallery:
+        return search.itself
+    same = search.queries.fingerprints == search.gallery.fingerprints[search.itself]
+    return np.where(same, search.itself, -1)
 
 
 def _index(search: Search, kind: str, file: Path | None, memory: int) -> Any:
@@ -388,6 +419,7 @@ def _verified(search: Search, memory: int) -> "Verification":
 def _asked(
     rules: Protocol,
     ks: Sequence[int],
+    searching: str,
     similarity: str,
     missing: str,
     rerank: Rerank | None,
@@ -405,6 +437,7 @@ def _asked(
         "recall": "any hit among the first K",
         "ties": "expected over random order",
         "ks": list(ks),
+        "queries": searching,
         "similarity": similarity,
         "missing": missing,
         "rerank": None if rerank is None else rerank._asdict(),
@@ -430,12 +463,13 @@ def _data(cast: Roles, search: Search, valid: NDArray[np.bool_]) -> dict[str, An
     }
 
 
-def _made(cast: Roles, search: Search, found: _Found) -> dict[str, Any]:
+def _made(cast: Roles, search: Search, found: _Found, seen: str | None) -> dict[str, Any]:
     """What may differ between two numbers that are compared."""
     tables = [search.queries] if cast.gallery is None else [search.queries, search.gallery]
     rows = [table.fingerprints for table in tables]
     hashed = hashlib.sha256(b"".join(row.tobytes() for row in rows))
     return {
+        **({} if seen is None else {"seen": seen}),
         "embedding_size": search.gallery.size,
         "dtype": str(cast.queries.dtype),
         "duplicates_across_labels": _duplicates_across_labels(rows, cast),
@@ -446,12 +480,13 @@ def _made(cast: Roles, search: Search, found: _Found) -> dict[str, Any]:
 
 
 def _duplicates_across_labels(rows: Sequence[NDArray[np.void]], cast: Roles) -> int:
-    """How many items have exactly the embedding of an item with another label. A query in the gallery is one item."""
+    """How many items have exactly the embedding of an item with another label. A query that is in the
+    gallery with this embedding is one item."""
     labels = [cast.query_labels, cast.gallery_labels]
     if cast.gallery is None:
         rows, labels = rows[:1], labels[:1]
     else:
-        alone = cast.itself < 0
+        alone = (cast.itself < 0) | (rows[0] != rows[1][cast.itself])
         rows, labels = [rows[0][alone], rows[1]], [labels[0][alone], labels[1]]
     _, group = np.unique(np.concatenate(rows).view(np.int64).reshape(-1, 2)[:, 0], return_inverse=True)
     pairs = np.unique(np.stack([group, np.concatenate(labels)]), axis=1)

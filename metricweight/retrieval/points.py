@@ -66,7 +66,7 @@ class Points:
         found = np.empty((len(indices), self.size), dtype=np.float32)
         for start in range(0, len(indices), BLOCK):
             some = indices[start : start + BLOCK]
-            found[start : start + BLOCK] = _placed(self.raw[some], self.scale[some], self.similarity) - self.mean
+            found[start : start + BLOCK] = placed(self.raw[some], self.scale[some], self.similarity) - self.mean
         return found
 
     def key(self, rows: NDArray[np.int64], gallery: "Points", columns: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -92,7 +92,7 @@ def together(queries: Array, gallery: Array | None, similarity: Similarity) -> t
 
     tables = [queries] if gallery is None else [queries, gallery]
     names = ["embeddings"] if gallery is None else ["query embeddings", "gallery embeddings"]
-    tops = [_largest(table, name, similarity) for table, name in zip(tables, names, strict=True)]
+    tops = [largest(table, name, similarity) for table, name in zip(tables, names, strict=True)]
     if similarity == "cosine":
         scales = [power_of_two(top) for top in tops]
     else:
@@ -100,9 +100,9 @@ def together(queries: Array, gallery: Array | None, similarity: Similarity) -> t
     total, size = np.zeros(queries.shape[1]), 0.0
     for table, scale in zip(tables, scales, strict=True):
         for rows in _blocks(len(table)):
-            placed = _placed(table[rows], scale[rows], similarity)
-            total += placed.sum(axis=0)
-            size = max(size, float(np.linalg.norm(placed, axis=1).max()))
+            some = placed(table[rows], scale[rows], similarity)
+            total += some.sum(axis=0)
+            size = max(size, float(np.linalg.norm(some, axis=1).max()))
     mean = total / sum(map(len, tables))
     _refuse_collapse(tables, scales, mean, size, similarity)
     points = [
@@ -169,7 +169,7 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, count))
 
 
-def _placed(raw: Array, scale: NDArray[np.float64], similarity: Similarity) -> NDArray[np.float64]:
+def placed(raw: Array, scale: NDArray[np.float64], similarity: Similarity) -> NDArray[np.float64]:
     """Rows in float64: scaled, and of unit length under cosine."""
     rows = raw.astype(np.float64) * scale[:, None]
     if similarity == "cosine":
@@ -177,7 +177,7 @@ def _placed(raw: Array, scale: NDArray[np.float64], similarity: Similarity) -> N
     return rows
 
 
-def _largest(table: Array, name: str, similarity: Similarity) -> NDArray[np.float64]:
+def largest(table: Array, name: str, similarity: Similarity) -> NDArray[np.float64]:
     """The largest absolute value of each row [N]. Refuses what is not finite, and zero rows under cosine."""
     found = np.empty(len(table))
     for rows in _blocks(len(table)):
@@ -207,7 +207,7 @@ def _refuse_collapse(
     spread = 0.0
     for table, scale in zip(tables, scales, strict=True):
         for rows in _blocks(len(table)):
-            away = np.linalg.norm(_placed(table[rows], scale[rows], similarity) - mean, axis=1)
+            away = np.linalg.norm(placed(table[rows], scale[rows], similarity) - mean, axis=1)
             spread = max(spread, float(away.max()))
             if spread > 1e-5 * size:
                 return

@@ -1,5 +1,6 @@
 """Who searches for whom, as data: a protocol has a name, and every number carries it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from metricweight.checks import InputError, nearest
 from metricweight.retrieval.points import Array, as_array, as_rows, fingerprints
+from metricweight.retrieval.queries import Items, others, own_camera_means
 
 Ints = NDArray[np.int64]
 Label = int | str
@@ -139,17 +141,6 @@ class Roles(NamedTuple):
     left_out: dict[str, int]
 
 
-class _Items(NamedTuple):
-    embeddings: Array
-    labels: Array
-    cameras: Ints | None
-
-    def only(self, kept: NDArray[np.bool_]) -> "_Items":
-        if kept.all():
-            return self
-        return _Items(self.embeddings[kept], self.labels[kept], None if self.cameras is None else self.cameras[kept])
-
-
 def roles(
     protocol: Protocol,
     embeddings: Any,
@@ -159,11 +150,21 @@ def roles(
     cameras: Any = None,
     gallery_cameras: Any = None,
     queries: Any = None,
+    query_embeddings: Any = None,
+    multi_query: bool = False,
 ) -> Roles:
     """Who searches for whom. The arguments are those of `evaluate`.
 
-    A row of the gallery is the query itself if it has its embedding, to the last bit, its label and its camera.
+    A row of the gallery is the query itself if it has its embedding, to the last bit, its label and its camera. So it
+    stays where the query searches with another embedding.
     """
+    if query_embeddings is not None and multi_query:
+        raise InputError("query_embeddings and multi_query both say what queries search with; give one of the two.")
+    if multi_query and protocol.same_camera == "ranked":
+        raise InputError(
+            f"a query of several pictures is made of those with its label and camera, which protocol {protocol.name} "
+            "ranks; use one that leaves a query's own camera out."
+        )
     table = _items("embeddings", embeddings, labels, cameras)
     chosen = _chosen(queries, len(table.labels))
     other = None
@@ -183,10 +184,41 @@ def roles(
             f"protocol {protocol.name} needs queries and a gallery: give gallery= and gallery_labels=, or one table "
             "with queries=, which says for each row whether it is a query."
         )
-    return _assigned(protocol, table, other, chosen)
+    if protocol.same_camera == "left out":
+        for what, items in (("embeddings", table), ("gallery", other)):
+            _refuse_unknown_cameras(protocol, what, items)
+    cast = _assigned(protocol, table, other, chosen)
+    if query_embeddings is not None:
+        if gallery is None and queries is None:
+            raise InputError("query_embeddings are of some items that are queries; say which with queries=.")
+        given = np.flatnonzero(chosen)
+        return _searching_with(cast, others(query_embeddings, (len(given), table.embeddings.shape[1])), given)
+    if multi_query:
+        tables = [table] if other is None else [table, _beyond(table, other)]
+        return _searching_with(cast, own_camera_means(table, cast.rows, tables), cast.rows)
+    return cast
 
 
-def _assigned(protocol: Protocol, table: _Items, other: _Items | None, chosen: NDArray[np.bool_]) -> Roles:
+def _searching_with(cast: Roles, embeddings: Array, rows: Ints) -> Roles:
+    """The same roles, with queries that search with other embeddings, which are of these rows of what was given."""
+    gallery = cast.queries if cast.gallery is None else cast.gallery
+    return cast._replace(queries=embeddings[np.searchsorted(rows, cast.rows)], gallery=gallery)
+
+
+def _refuse_unknown_cameras(protocol: Protocol, what: str, items: Items | None) -> None:
+    """Of junk and distractors the camera may be unknown: nobody searches for them."""
+    if items is None or items.cameras is None:
+        return
+    unknown = (items.cameras < 0) & ~_among(items.labels, protocol.junk + protocol.distractors)
+    if unknown.any():
+        raise InputError(
+            f"protocol {protocol.name} leaves a query's own camera out, and that of {int(unknown.sum()):,} of "
+            f"{len(unknown):,} {what} is not known (below 0), the first in row {np.flatnonzero(unknown)[0]}; give "
+            "their cameras, or use a protocol that ranks a query's own camera, such as gallery."
+        )
+
+
+def _assigned(protocol: Protocol, table: Items, other: Items | None, chosen: NDArray[np.bool_]) -> Roles:
     left_out: dict[str, int] = {}
     given = np.arange(len(table.labels))
     if other is None:
@@ -222,7 +254,7 @@ def _assigned(protocol: Protocol, table: _Items, other: _Items | None, chosen: N
             itself[missing] = len(second.labels) + np.arange(int(missing.sum()))
             second = _joined(second, first.only(missing))
             left_out["queries added to the gallery"] = int(missing.sum())
-        if protocol.gallery == "given":
+        if protocol.gallery == "given" and protocol.same_camera == "ranked":
             left_out["queries that are in the gallery"] = int((itself >= 0).sum())
             itself = np.full(len(first.labels), -1)
     seeking = ~_among(first.labels, protocol.distractors)
@@ -250,7 +282,7 @@ def _assigned(protocol: Protocol, table: _Items, other: _Items | None, chosen: N
     )  # fmt: skip
 
 
-def _items(what: str, embeddings: Any, labels: Any, cameras: Any) -> _Items:
+def _items(what: str, embeddings: Any, labels: Any, cameras: Any) -> Items:
     rows = as_rows(embeddings, what)
     labels_name = "labels" if what == "embeddings" else "gallery_labels"
     if labels is None:
@@ -262,13 +294,13 @@ def _items(what: str, embeddings: Any, labels: Any, cameras: Any) -> _Items:
             f"{labels_name} must be [{len(rows)}] to match {what} {list(rows.shape)}, got {list(found.shape)}."
         )
     if cameras is None:
-        return _Items(rows, found, None)
+        return Items(rows, found, None)
     numbers = as_array(cameras)
     if numbers.dtype.kind not in "iu" or numbers.shape != rows.shape[:1]:
         raise InputError(
             f"{cameras_name} must be [{len(rows)}] integers, got {list(numbers.shape)} of {numbers.dtype}."
         )
-    return _Items(rows, found, numbers.astype(np.int64))
+    return Items(rows, found, numbers.astype(np.int64))
 
 
 def _labels(labels: Array | Tensor | Sequence[Any], name: str) -> Array:
@@ -319,22 +351,32 @@ def _among(labels: Array, some: tuple[Label, ...]) -> NDArray[np.bool_]:
     return np.isin(classes.astype(str), [str(label) for label in some])[numbers]
 
 
-def _found(first: _Items, second: _Items) -> Ints:
+def _found(first: Items, second: Items) -> Ints:
     """The row of the second that is each of the first, or -1."""
     rows = {key: row for row, key in enumerate(_keys(second))}
     return np.array([rows.get(key, -1) for key in _keys(first)], dtype=np.int64)
 
 
-def _keys(items: _Items) -> list[tuple[Any, ...]]:
+def _beyond(first: Items, second: Items) -> Items:
+    """The second without those that are in the first."""
+    there = Counter(_keys(first))
+    new = []
+    for key in _keys(second):
+        new.append(not there[key])
+        there[key] -= not new[-1]
+    return second.only(np.array(new))
+
+
+def _keys(items: Items) -> list[tuple[Any, ...]]:
     cameras = [-1] * len(items.labels) if items.cameras is None else items.cameras.tolist()
     rows = [bytes(row) for row in fingerprints(items.embeddings)]
     return list(zip(rows, items.labels.tolist(), cameras, strict=True))
 
 
-def _joined(first: _Items, second: _Items) -> _Items:
+def _joined(first: Items, second: Items) -> Items:
     cameras = None
     if first.cameras is not None and second.cameras is not None:
         cameras = np.concatenate([first.cameras, second.cameras])
-    return _Items(
+    return Items(
         np.concatenate([first.embeddings, second.embeddings]), np.concatenate([first.labels, second.labels]), cameras
     )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricweight.files import write_text
+from metricweight.retrieval.queries import MEANS, OTHERS
 from metricweight.retrieval.uncertainty import FEW_CLASSES
 
 if TYPE_CHECKING:
@@ -106,16 +107,31 @@ def frame(reports: Mapping[str, Report]) -> "pd.DataFrame":
 
 
 def cells(reports: Mapping[str, Report]) -> list[list[str]]:
-    """The table in percent, headings first: a row per report, with half of the interval over classes."""
+    """The table in percent, headings first: a row per report, with half of the interval over classes.
+
+    Where not all have the same protocol, queries and gallery, each row says how many queries count, and the gallery.
+    A report shows the average precision of its own protocol.
+    """
     columns = list(dict.fromkeys(name for report in reports.values() for name in report.shown))
-    rows = [["", *(HEADINGS.get(name, name.replace("recall@", "R@").replace("precision@", "P@")) for name in columns)]]
+    counts = {model: _counts(report.stamp) for model, report in reports.items()}
+    asked = {(report.stamp["protocol"]["name"], *counts[model]) for model, report in reports.items()}
+    told = ("queries", "gallery") if len(asked) > 1 else ()
+    headings = (HEADINGS.get(name, name.replace("recall@", "R@").replace("precision@", "P@")) for name in columns)
+    rows = [["", *told, *headings]]
     for model, report in reports.items():
-        rows.append([model, *(_cell(report, name) for name in columns)])
+        rows.append([model, *counts[model][: len(told)], *(_cell(report, name) for name in columns)])
     return rows
 
 
+def _counts(stamp: Mapping[str, Any]) -> tuple[str, str]:
+    """Of the queries that count, and of the gallery."""
+    data = stamp["data"]
+    valid = data["queries"] if stamp["protocol"]["missing"] == "zero" else data["valid_queries"]
+    return f"{valid:,}", f"{data['gallery']:,}"
+
+
 def _cell(report: Report, name: str) -> str:
-    if name not in report.metrics:
+    if name not in report.shown:
         return ""
     low, high = report.intervals.get(name, (np.nan, np.nan))
     spread = "" if np.isnan(low) else f" ± {50 * (high - low):.2f}"
@@ -124,13 +140,16 @@ def _cell(report: Report, name: str) -> str:
 
 def markdown(reports: Mapping[str, Report]) -> str:
     """A table in percent with a row per report, and below it a line per stamp that differs, and the notes."""
-    lines = [markdown_table(cells(reports))]
+    table = cells(reports)
+    lines = [markdown_table(table)]
     how = "In %, ± half of a 95 % interval over classes. R@K: any hit among the first K."
+    if "queries" in table[0]:
+        how += " Queries: how many count."
     stamps = {described(report.stamp): None for report in reports.values()}
     if len(stamps) == 1:
         lines += ["", f"{how} {next(iter(stamps))}"]
     else:
-        lines += ["", how, "", *(f"- {model}: {described(report.stamp)}" for model, report in reports.items())]
+        lines += ["", how, "", *(f"- {line}" for line in _described_each(reports))]
     several = len(reports) > 1
     for model, report in reports.items():
         told = [*report.notes, *([] if report.thresholds is None else [report.thresholds.text()])]
@@ -147,7 +166,28 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def described(stamp: Mapping[str, Any]) -> str:
-    """What was measured, in a sentence or two."""
+    """What was measured, in some sentences."""
+    return " ".join([_who(stamp), *_how(stamp).values()])
+
+
+def _described_each(reports: Mapping[str, Report]) -> list[str]:
+    """A line for each report, which says only what is new after the first with the same protocol, queries, gallery."""
+    first: dict[str, str] = {}
+    lines = []
+    for model, report in reports.items():
+        who, how = _who(report.stamp), _how(report.stamp)
+        known = _how(reports[first[who]].stamp) if who in first else {}
+        if who in first and known.keys() <= how.keys():
+            new = [sentence for name, sentence in how.items() if sentence != known.get(name)]
+            lines.append(" ".join([f"{model}: as {first[who]}.", *new]))
+        else:
+            lines.append(f"{model}: {described(report.stamp)}")
+            first.setdefault(who, model)
+    return lines
+
+
+def _who(stamp: Mapping[str, Any]) -> str:
+    """By which protocol, and of which items."""
     protocol, data = stamp["protocol"], stamp["data"]
     text = (
         f"Protocol {protocol['name']}: {data['queries']:,} queries of {data['classes']:,} classes, each among "
@@ -156,25 +196,38 @@ def described(stamp: Mapping[str, Any]) -> str:
     )
     text += ", those of its class and camera left out" if protocol["same_camera"] == "left out" else ""
     treated = {"skip": "left out", "zero": "counted as 0", "error": "refused"}[protocol["missing"]]
-    text += f"; {data['queries_without_positives']:,} without a positive {treated}."
+    text += f"; {data['queries_without_positives']:,} without a positive {treated}"
+    if treated == "left out" and data["queries_without_positives"]:
+        text += f", so {data['valid_queries']:,} count"
+    text += "."
     if protocol["average_precision"] == "trapezoid":
         text += " Its mAP is the trapezoid."
     if changes := [
         f"{n:,} {name.removeprefix('left_out: ')}" for name, n in data.items() if name.startswith("left_out")
     ]:
         text += f" {', '.join(changes)}."
-    if data["classes"] < FEW_CLASSES:
-        text += " With so few classes the intervals are too narrow."
+    return text + (" With so few classes the intervals are too narrow." if data["classes"] < FEW_CLASSES else "")
+
+
+def _how(stamp: Mapping[str, Any]) -> dict[str, str]:
+    """What was done beyond that; a sentence by its key in the stamp."""
+    protocol, made, found = stamp["protocol"], stamp["made"], {}
+    if protocol["queries"] == OTHERS:
+        found["queries"] = "Queries search with other embeddings of them than stand in the gallery."
+    if protocol["queries"] == MEANS:
+        found["queries"] = "Each query searches with the mean of all items that have its label and camera."
     if protocol["rerank"]:
-        text += " Re-ranked: k1={k1}, k2={k2}, weight={weight}.".format(**protocol["rerank"])
+        found["rerank"] = "Re-ranked: k1={k1}, k2={k2}, weight={weight}.".format(**protocol["rerank"])
     if protocol["expand"]:
-        text += " Queries expanded: k={k}, alpha={alpha:g}.".format(**protocol["expand"])
+        found["expand"] = "Queries expanded: k={k}, alpha={alpha:g}.".format(**protocol["expand"])
     if protocol["index"] != "exact":
-        text += (
-            f" Approximate: index {protocol['index']}, which finds {100 * stamp['made']['index_recall']:.2f} % of the "
+        found["index"] = (
+            f"Approximate: index {protocol['index']}, which finds {100 * made['index_recall']:.2f} % of the "
             f"{max(protocol['ks'])} exact nearest neighbours."
         )
-    return text
+    if "seen" in made:
+        found["seen"] = f"What was seen of each item: {made['seen']}."
+    return found
 
 
 def latex(reports: Mapping[str, Report]) -> str:

@@ -162,7 +162,8 @@ def _of_backbone(name: str, words: Sequence[str], data: str | None) -> Asked:
     own = [f"model.backbone={name}", "model.embedding_size=null"]
     settings = read("folder", [f"data.size={size}", *words, *own])
     settings = settings.model_copy(update={"data": _other(settings.data, data)})
-    return Asked(settings, None, None, Path(re.sub(r"[^\w.-]+", "-", f"{name}-{_name(settings.data)}")), own=False)
+    stem = Path(re.sub(r"[^\w.-]+", "-", f"{name}-{_name(settings.data)}"))
+    return Asked(settings, None, None, stem, own=False, fuse=fuser(settings, None))
 
 
 def _backbone(settings: Settings, channels: int, processes: Processes) -> Embedder:
@@ -425,7 +426,7 @@ def _part(
     for name in networks:
         x = frames.pop(name) if name in frames else torch.zeros(len(there), widths.get(name, 0))
         x = processes.add_up(x)[read]
-        fused[name] = fuse.get(name, means)(x, of, len(starts)).numpy()
+        fused[name] = fuse.get(name, means)(x, of, len(starts)).numpy() if len(starts) else x.numpy()
         first[name] = x[starts].numpy()
     return Embedded(fused, first, cut)
 

@@ -105,6 +105,7 @@ class Training:
             "step": self.step,
             "channels": self.images.channels,
             "settings": self.settings.model_dump(mode="json"),
+            "stamp": self.images.stamp,
             "model": checkpoint.on_cpu(self.tested),
             "origin": self.model.origin,
             "objective": checkpoint.on_cpu(self.tested_objective),

@@ -47,7 +47,9 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
     models = {}
     for name, embeddings in found.embeddings.items():
         try:
-            report = judged(embeddings, t.images, indices, t.settings.ks, distributed=t.processes.size > 1)
+            rule = t.settings.tracklets if name in fuse else t.settings.tracklets.model_copy(update=PLAIN)
+            seen = None if t.images.tracklets is None else rule.seen
+            report = judged(embeddings, t.images, indices, t.settings.ks, seen=seen, distributed=t.processes.size > 1)
         except InputError as error:  # a deep network without weights can give one point for all pictures
             if name == "trained":
                 raise
@@ -55,9 +57,6 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
             continue
         data = {"source": t.settings.data.source, "stamp": t.images.stamp[:32], "seed": t.settings.data.seed}
         notes = [*report.notes]
-        if t.images.tracklets is not None:
-            rule = t.settings.tracklets if name in fuse else t.settings.tracklets.model_copy(update=PLAIN)
-            data["seen"] = rule.seen
         if unread := len(wanted) - len(indices):
             data["unreadable"] = unread
             notes.append(f"{unread:,} of {len(wanted):,} test pictures could not be read and are left out.")
@@ -171,9 +170,13 @@ def judged(
     indices: Indices,
     ks: Sequence[int] | None,
     among_all: bool = False,
+    seen: str | None = None,
     distributed: bool = False,
 ) -> Report:
-    """By the protocol of the images, or each among all others; ks: None for those of the protocol.
+    """By the protocol of the images, or each among all others.
+
+    ks    None for those of the protocol
+    seen  what of each item was embedded, for the report
 
     Among all others, what the query's own camera saw of its label is left out where cameras are known and others saw it
     too: it is found too easily to choose a network by.
@@ -182,7 +185,7 @@ def judged(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvaluationWarning)  # they are printed below the table
         if roles is None:
-            return evaluate(embeddings, images.labels[first], ks=ks, distributed=distributed)
+            return evaluate(embeddings, images.labels[first], ks=ks, seen=seen, distributed=distributed)
         labels, queries, cameras = (x[first] for x in (roles.numbers, roles.queries, roles.cameras))
         if among_all:
             seen = np.unique(np.stack([labels, cameras]), axis=1)[0]
@@ -194,8 +197,9 @@ def judged(
             )  # fmt: skip
         known = cameras if (cameras >= 0).any() else None
         return evaluate(
-            embeddings, labels, queries=queries, cameras=known, protocol=roles.protocol, ks=ks, distributed=distributed
-        )
+            embeddings, labels, queries=queries, cameras=known, protocol=roles.protocol, ks=ks, seen=seen,
+            distributed=distributed,
+        )  # fmt: skip
 
 
 class RawPixels(nn.Module):

@@ -26,7 +26,7 @@ from metricweight.training.distributed import joined, plainly
 from metricweight.training.engine import Training, gradients, prepared, update
 from metricweight.training.judging import check_judging, chosen_by, tested, validate
 from metricweight.training.log import training_log
-from metricweight.training.pictures import read_all, seen
+from metricweight.training.pictures import items_of, read_all, seen
 from metricweight.training.watch import Watch
 
 KEEP_EVERY = 600  # seconds after which a checkpoint is due, wherever the training is
@@ -247,7 +247,7 @@ def _asked(t: Training) -> Iterator[threading.Event]:
 def _described(t: Training) -> str:
     images, settings = t.images, t.settings
     parts = [
-        f"{name} {len(indices):,} of {len(np.unique(images.labels[indices])):,} classes"
+        f"{name} {len(indices):,}{_in_tracklets(images, indices)} of {len(np.unique(images.labels[indices])):,} classes"
         for name, indices in t.splits.items()
     ]
     parameters = sum(p.numel() for p in t.model.parameters())
@@ -273,6 +273,10 @@ def _described(t: Training) -> str:
             "model.frozen_batch_norm=true makes both the same."
         )
     return text
+
+
+def _in_tracklets(images: Images, indices: Indices) -> str:
+    return "" if images.tracklets is None else f" in {len(items_of(images, indices).first):,} tracklets"
 
 
 def _drawn(t: Training) -> str:

@@ -16,7 +16,7 @@ from metricweight.training.distributed import joined
 from metricweight.training.engine import Training, gradients, prepared
 from metricweight.training.judging import check_judging
 from metricweight.training.loop import coming
-from metricweight.training.pictures import read_all
+from metricweight.training.pictures import items_of, read_all
 from metricweight.training.statistics import weight_statistics
 
 
@@ -50,8 +50,10 @@ def _data(t: Training) -> dict[str, dict[str, int]]:
     for name, indices in t.splits.items():
         sizes = np.unique(t.images.labels[indices], return_counts=True)[1]
         some = len(sizes) > 0
+        tracklets = {} if t.images.tracklets is None else {"tracklets": len(items_of(t.images, indices).first)}
         table[name] = {
             "images": len(indices),
+            **tracklets,
             "classes": len(sizes),
             "smallest class": int(sizes.min()) if some else 0,
             "largest class": int(sizes.max()) if some else 0,

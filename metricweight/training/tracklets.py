@@ -33,8 +33,8 @@ class TrackletObjective(nn.Module):
 
         mean            w_t = 1
         class_aware     w_t = a_t, the class-aware attention of the frame losses (Wang et al., AAAI 2019)
-        quality         w_t = exp( -(1 - p_t)^2 / (2 0.68^2) ), p_t what the classifier of the frame losses gives the
-                        frame's identity (Wang et al., ID-aware quality, arXiv:1911.09143)
+        quality         w_t = exp( -(1 - p_t)^2 / (2 0.68^2) ), p_t what the classifier of the frame losses, or else
+                        their attention, gives the frame's identity (Wang et al., ID-aware quality, arXiv:1911.09143)
         self_attention  w_t as learned by `FrameAttention`
 
     Weights are constants, but for those of self_attention. In a batch the frames of a clip stand together.
@@ -60,7 +60,7 @@ class TrackletObjective(nn.Module):
                 f"frame_losses=[{{name: online_soft_mining}}] and attention.form={settings.attention.form or 'poster'}"
             )
         judges: Any = {
-            "quality": self.frames and self.frames.classifiers,
+            "quality": self.frames and (self.frames.classifiers or self.frames.attentions),
             "class_aware": self.frames and self.frames.attentions,
         }
         if not judges.get(asked.fusion, True):
@@ -143,7 +143,9 @@ def frame_weights(judge: Objective | None, fusion: str, x: Tensor, labels: Tenso
             attention: Any = judge.attentions[level]
             found: Tensor = attention.attention(x, judge.outputs(labels))
             return found
-        return quality(own_probability(judge.classifiers[level](x), judge.outputs(labels)))
+        logits = judge.class_logits(x, level)
+        assert logits is not None
+        return quality(own_probability(logits, judge.outputs(labels)))
 
 
 def objective_for(settings: Settings, labels: Tensor, levels: int, dim: int) -> Objective | TrackletObjective:
@@ -158,7 +160,8 @@ def rebuilt(settings: Settings, state: Mapping[str, Any], model: Embedder) -> Ob
     if average := state.get("average"):
         own = "module.1."  # of the objective; the network is module.0
         learned = {name.removeprefix(own): x for name, x in average.items() if name.startswith(own)}
-    labels = next((x for name, x in learned.items() if name.split(".")[-1] == "labels"), torch.arange(2))
+    own_labels = ("labels", "sets.labels", "frames.labels")  # a memory has labels too, of what it remembers
+    labels = next((learned[name] for name in own_labels if name in learned), torch.arange(2))
     objective = objective_for(settings, labels, model.levels, model.dim)
     objective.load_state_dict(learned)
     return objective.eval()
@@ -180,8 +183,10 @@ def means(frames: Tensor, of: Tensor, count: int) -> Tensor:
     return of_each(frames, of, count, None)
 
 
-def fuser(settings: Settings, objective: Objective | TrackletObjective) -> Fuse:
+def fuser(settings: Settings, objective: Objective | TrackletObjective | None) -> Fuse:
     """How the frames of a tracklet become one embedding in tests, by tracklets.test_fusion.
+
+    objective  None: of a network that was not trained
 
     quality  w_t = exp( -(1 - max_k p_tk)^2 / (2 0.68^2) ), p_t of the classifier of the frame losses, else of the
              clips': who is to be seen is not known, so the largest class probability stands for that of the identity
@@ -193,6 +198,11 @@ def fuser(settings: Settings, objective: Objective | TrackletObjective) -> Fuse:
         return means
     if rule == "max":
         return largest_of_each
+    if objective is None:
+        raise InputError(
+            f"tracklets.test_fusion={rule} weighs frames by what was learned beside the network, and this one was not "
+            "trained; use mean or max."
+        )
     objective = deepcopy(objective).cpu().eval()  # where the frames are
     judge = objective.frames or objective.sets
     if rule == "quality" and not (judge.classifiers or judge.attentions):
