@@ -104,6 +104,14 @@ class TrackletSettings(_Strict):
     )
 
     @property
+    def learned(self) -> str:
+        """What is learned from, in words."""
+        if self.frames is None:
+            return "single frames"
+        stride = f" with stride {self.stride}" if self.clip == "consecutive" else ""
+        return f"clips of {self.frames} frames, {self.clip}{stride}, fused by {self.fusion}"
+
+    @property
     def seen(self) -> str:
         """What a tracklet is judged by, in words."""
         clips = {

@@ -18,17 +18,20 @@ from metricweight.data.transforms import scaled
 from metricweight.models.heads import embedder
 from metricweight.recipes import About, Result, describe, listing, recipes
 from metricweight.settings import read
+from metricweight.training.tracklets import objective_for
 
 DATASETS = importlib.import_module("metricweight._data_tools.table").DATASETS
 RECIPES = recipes()
 WITH_DATA = [name for name, recipe in RECIPES.items() if recipe.needs_data]
+ON_A_REPLICA = [name for name in WITH_DATA if "--replica" in RECIPES[name].commands[0]]
+ON_ALL_OF_IT = [name for name in WITH_DATA if name not in ON_A_REPLICA]
 CLASSES = {  # that are trained on
     "cub200": 100, "cars196": 98, "sop": 11_318, "inshop": 3_997, "market1501": 751,
-    "cifar10": 10, "cifar100": 100, "clothing1m": 14,
+    "cifar10": 10, "cifar100": 100, "clothing1m": 14, "mars": 625,
 }  # fmt: skip
 PICTURES = {
     "cub200": 5_864, "cars196": 8_054, "sop": 59_551, "inshop": 25_882, "market1501": 12_936,
-    "cifar10": 50_000, "cifar100": 50_000, "clothing1m": 1_000_000,
+    "cifar10": 50_000, "cifar100": 50_000, "clothing1m": 1_000_000, "mars": 509_914,
 }  # fmt: skip
 NOISY = [f"{way}_{data}" for way in ("dm", "imae") for data in ("cifar10", "cifar100", "clothing1m")]
 PUBLISHED = {  # as the papers, their posters, slides, logs and READMEs have it
@@ -54,6 +57,10 @@ PUBLISHED = {  # as the papers, their posters, slides, logs and READMEs have it
     "vit_dino_sop": "R@1 85.1",
     "vit_dino_inshop": "R@1 92.4",
     "market1501": "R@1 92.0, mAP 81.7",
+    "mars": "R@1 87.1, R@5 95.9, R@20 98.2, mAP 81.3",
+    "osm_mars": "R@1 84.7, R@5 94.1, R@20 97.0, mAP 72.4",
+    "dm_mars": "R@1 84.3, mAP 72.8",
+    "imae_mars": "R@1 83.5, mAP 70.9",
 }
 
 
@@ -64,10 +71,11 @@ def settings_of(name):
 
 def test_there_is_a_recipe_for_each_method_and_data_set_and_those_without_data_come_first():
     assert list(RECIPES)[:3] == ["digits", "folder", "glyphs"]
-    many = {"rll": "cub cars sop inshop", "rll_simpler": "sop inshop", "osm": "cub cars", "ice": "cub cars sop"}
+    many = {"rll": "cub cars sop inshop", "rll_simpler": "sop inshop", "osm": "cub cars mars", "ice": "cub cars sop"}
     many |= {"r50_gem": "cub cars sop inshop", "vit_dino": "cub cars sop inshop"}
-    many |= dict.fromkeys(("dm", "imae"), "cifar10 cifar100 clothing1m")
-    assert set(WITH_DATA) == {"market1501", *(f"{way}_{data}" for way, all_ in many.items() for data in all_.split())}
+    many |= dict.fromkeys(("dm", "imae"), "cifar10 cifar100 clothing1m mars") | {"id_quality": "mars"}
+    of_methods = {f"{way}_{data}" for way, all_ in many.items() for data in all_.split()}
+    assert set(ON_ALL_OF_IT) == {"market1501", "mars"} | of_methods
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -83,7 +91,16 @@ def test_a_recipe_says_where_it_comes_from_beside_its_settings(name):
     assert (about.obtained is not None) == (name == "glyphs")
 
 
-@pytest.mark.parametrize("name", WITH_DATA)
+@pytest.mark.parametrize("name", ON_A_REPLICA)
+def test_the_commands_of_a_recipe_for_a_replica_write_it_and_train_on_it(name):
+    data, (first, last) = RECIPES[name].about.data, RECIPES[name].commands
+    assert DATASETS[data].replica is not None
+    assert re.fullmatch(rf"metricweight prepare {data} --replica DIR( --size \d+)?", first)
+    assert last == f"metricweight train {name} data.root=DIR/manifest.csv"
+    assert not read(name).model.pretrained
+
+
+@pytest.mark.parametrize("name", ON_ALL_OF_IT)
 def test_its_commands_make_its_manifest_and_train_on_it(name):
     data, (first, *between, last) = RECIPES[name].about.data, RECIPES[name].commands
     assert DATASETS[data].replica is not None
@@ -98,12 +115,12 @@ def test_its_commands_make_its_manifest_and_train_on_it(name):
     assert (settings.data.source, settings.data.root) == ("folder", None)
 
 
-@pytest.mark.parametrize("name", WITH_DATA)
+@pytest.mark.parametrize("name", ON_ALL_OF_IT)
 def test_its_batches_and_milestones_fit_its_data(name):
     settings, data = read(name), RECIPES[name].about.data
     held_out = max(2, round(settings.data.validation * CLASSES[data])) if settings.data.validation else 0
     assert settings.batch.classes <= CLASSES[data] - held_out
-    size = settings.batch.classes * settings.batch.images
+    size = settings.batch.classes * settings.batch.images * (settings.tracklets.frames or 1)
     assert size % (settings.batch.chunk or 1) == 0
     assert settings.steps * size > 2 * PICTURES[data]  # each picture is seen twice at least
     milestones = settings.optimizer.milestones
@@ -133,7 +150,7 @@ def test_a_recipe_whose_paper_reports_accuracy_says_that_retrieval_stands_beside
     assert any("the accuracy of the classifier, which the report has" in x for x in RECIPES[name].about.uncertain)
 
 
-@pytest.mark.parametrize("name", NOISY)
+@pytest.mark.parametrize("name", [*NOISY, "dm_mars", "imae_mars"])
 def test_weights_of_a_batch_of_noisy_labels_are_divided_by_their_sum_so_that_the_rates_are_those_of_the_papers(name):
     """The gradient of example i is w_i / sum_k w_k times a direction of absolute values that sum to 1."""
     settings = read(name)
@@ -141,18 +158,24 @@ def test_weights_of_a_batch_of_noisy_labels_are_divided_by_their_sum_so_that_the
     labels = torch.arange(7) % 5
     settings.build_loss()(logits, labels).backward()
     p = logits.detach().softmax(1)[torch.arange(7), labels]
-    power = {"dm_clothing1m": 1, "dm_cifar10": 0.5, "dm_cifar100": 0.5}.get(name, 1)
+    power = {"dm_cifar10": 0.5, "dm_cifar100": 0.5, "dm_mars": 0.5}.get(name, 1)
     beta = {"dm_clothing1m": 2}.get(name, 8)
     w = torch.exp(beta * p**power * (1 - p))
     torch.testing.assert_close(logits.grad.abs().sum(1), w / w.sum(), rtol=1e-6, atol=0)
     optimizer = settings.optimizer
-    clothes = "clothing1m" in name
-    rates = (0.01, 2e-5, [10_000, 15_000], 20_000) if clothes else (0.1, 5e-4, [15_000, 22_000], 30_000)
-    assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.milestones, settings.steps) == rates
-    assert (optimizer.name, optimizer.momentum, optimizer.decay) == ("sgd", 0.9, 0.1)
-    network = {"imae_cifar10": "resnet56", "dm_cifar100": "resnet44", "imae_cifar100": "resnet44"}
-    assert settings.model.backbone == network.get(name, "resnet50" if clothes else "resnet56")
-    assert (settings.model.embedding_size, settings.model.pretrained) == (None, clothes)
+    data = name.partition("_")[2]
+    rates = {
+        "cifar10": (0.1, 5e-4, [15_000, 22_000], 0.1, 30_000),
+        "cifar100": (0.1, 5e-4, [15_000, 22_000], 0.1, 30_000),
+        "clothing1m": (0.01, 2e-5, [10_000, 15_000], 0.1, 20_000),
+        "mars": (0.01, 5e-4, [10_000, 20_000, 30_000, 40_000], 0.5, 50_000),
+    }
+    asked = (optimizer.learning_rate, optimizer.weight_decay, optimizer.milestones, optimizer.decay, settings.steps)
+    assert asked == rates[data]
+    assert (optimizer.name, optimizer.momentum) == ("sgd", 0.9)
+    network = {"cifar10": "resnet56", "cifar100": "resnet44", "clothing1m": "resnet50", "mars": "googlenet"}
+    assert settings.model.backbone == network[data]
+    assert (settings.model.embedding_size, settings.model.pretrained) == (None, data in ("clothing1m", "mars"))
 
 
 @pytest.mark.parametrize("name", WITH_DATA)
@@ -195,9 +218,84 @@ def test_settings_are_those_of_the_papers():
     assert (market.data.shape, market.model.last_stride, market.batch.rule) == ((256, 128), 1, "identity")
 
 
+@pytest.mark.parametrize("name", ["osm_mars", "id_quality_mars"])
+def test_settings_for_tracklets_are_those_of_the_released_code(name):
+    settings = read(name)
+    batch, of, optimizer = settings.batch, settings.tracklets, settings.optimizer
+    assert (batch.classes, batch.images, of.frames, of.clip) == (3, 2, 9, "random")
+    assert batch.rule == "balanced"  # with replacement: both tracklets may be the same one
+    rates = (optimizer.name, optimizer.learning_rate, optimizer.weight_decay, optimizer.decay, optimizer.milestones)
+    assert rates == ("sgd", 0.001, 0.0005, 0.5, [20_000, 30_000, 40_000, 50_000])
+    assert (settings.steps, settings.model.levels, settings.model.embedding_size) == (60_000, ["middle"], 1024)
+    assert of.seen == "all frames, mean"
+
+
+@pytest.mark.parametrize("name", ["osm_mars", "id_quality_mars"])
+def test_losses_of_tracklets_are_those_of_the_released_code(name):
+    """Of 54 frames and of the 6 clips that they make, by how sure the classifier of frames is of each. All weights are
+    constants; the gradient is what is compared, since a loss of kind example has no value of its own."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat_interleave(2 * 9)
+    objective = objective_for(read(name), torch.arange(5), levels=1, dim=8).double()
+    x = (torch.randn(54, 8, generator=draw) + 2 * torch.eye(8)[labels]).double().requires_grad_()
+
+    def normal(p, mean, sigma):
+        return torch.exp(-((p.detach() - mean) ** 2) / (2 * sigma**2))
+
+    def judged(judge, x, y):
+        p = judge.class_logits(x).softmax(1)[torch.arange(len(y)), y]
+        v, a = normal(p, 0.5, 0.18), normal(p, 1.0, 0.68)
+        loss = (v * -p.log()).sum() / v.sum()
+        if name == "osm_mars":
+            i, j = torch.triu_indices(len(y), len(y), 1)
+            d = (x[i] / x[i].norm(dim=1)[:, None] - x[j] / x[j].norm(dim=1)[:, None]).norm(dim=1)
+            same, both, near = y[i] == y[j], torch.minimum(a[i], a[j]), (1.2 - d).clamp(min=0)
+            pull, push = torch.exp(-(d.detach() ** 2) / 2) * both * same, near.detach() * both * ~same
+            halves = 0.5 * (pull * d**2 / 2).sum() / pull.sum() + 0.5 * (push * near**2 / 2).sum() / push.sum()
+            loss = loss + halves / len(i)  # 1,431 pairs of frames, 15 of clips
+        return loss, a
+
+    of_frames, a = judged(objective.frames, x, labels)
+    a = a.reshape(6, 9, 1)
+    clips = (a * x.reshape(6, 9, 8)).sum(1) / a.sum(1)
+    of_clips, _ = judged(objective.sets, clips, labels[::9])
+    (found,) = torch.autograd.grad(objective(x, labels, 0).loss, x)
+    (expected,) = torch.autograd.grad(of_frames + of_clips, x)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-12)
+
+
+def test_the_baseline_for_tracklets_has_the_batch_and_the_epochs_of_its_sources():
+    settings, market = read("mars"), read("market1501")
+    batch, of, optimizer = settings.batch, settings.tracklets, settings.optimizer
+    assert (batch.classes, batch.images, of.frames, of.clip, of.stride) == (8, 4, 4, "consecutive", 8)
+    assert (of.fusion, of.seen, settings.frame_losses) == ("mean", "all frames, mean", [])
+    assert batch.rule == "ranked_list"  # each of the people once in an epoch
+    epoch = 625 // 8
+    assert (settings.steps, optimizer.milestones) == (240 * epoch, [80 * epoch, 140 * epoch])
+    assert round(optimizer.warmup * settings.steps / epoch) == 20
+    for key in ("loss", "plus", "model"):
+        assert getattr(settings, key) == getattr(market, key)
+    same = ("name", "learning_rate", "weight_decay", "schedule", "decay")
+    assert all(getattr(optimizer, key) == getattr(market.optimizer, key) for key in same)
+    assert (settings.data.shape, settings.data.transform) == ((256, 128), "person")
+
+
+@pytest.mark.parametrize("name", ["dm_mars", "imae_mars"])
+def test_noisy_frames_of_tracklets_are_learned_from_as_180_pictures(name):
+    settings = read(name)
+    assert settings.tracklets.frames is None
+    assert settings.tracklets.seen == "all frames, mean"
+    assert settings.batch.classes * settings.batch.images == 180
+    assert settings.batch.rule == "shuffle"
+    assert any("not stated" in sentence for sentence in RECIPES[name].about.uncertain)
+
+
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [
+        ("mars", 2048),
+        ("osm_mars", 1024),
+        ("dm_mars", 1024),
         ("rll_cub", 3 * 512),
         ("rll_simpler_sop", 3 * 64),
         ("osm_cub", 1024),
@@ -290,6 +388,7 @@ SMALL = textwrap.dedent("""
 KEPT = {  # what a recipe is about
     "vit_dino_cub": ["batch.chunk=2", "model.frozen=[block1]"],
     "market1501": ["data.size=[64,32]", "model.embedding_size=null"],
+    "mars": ["data.size=[64,32]", "model.embedding_size=null"],
     "dm_cifar10": ["model.embedding_size=null"],
     "dm_cifar100": ["model.backbone=resnet44", "model.embedding_size=null"],
 }
@@ -314,7 +413,7 @@ def replica(tmp_path_factory):
     def manifest(name):
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            tools.write_replica(name, folder / "raw", size=2)
+            tools.write_replica(name, folder / "raw", size=1 if name == "mars" else 2)  # MARS has many frames
             tools.prepare(name, folder / "raw", folder / "manifest.csv", source.Options(pictures=folder))
             made[name] = folder / "manifest.csv"
         return made[name]
@@ -333,9 +432,8 @@ def test_a_recipe_trains_on_the_replica_of_its_data_and_ends_with_a_report(name,
     trained = report["models"]["trained"]["test"]
     assert 0 <= trained["recall@1"] <= 1
     assert ("accuracy" in trained) == (name in NOISY)  # tested on the classes that it was trained on
-    assert trained["stamp"]["protocol"]["name"] == {"inshop": "inshop", "market1501": "market1501"}.get(
-        RECIPES[name].about.data, "self"
-    )
+    protocol = {"inshop": "inshop", "market1501": "market1501", "mars": "mars-official"}
+    assert trained["stamp"]["protocol"]["name"] == protocol.get(RECIPES[name].about.data, "self")
     features = 64 if settings.model.backbone == "resnet44" else 4096
     with np.load(tmp_path / "run" / "embeddings.npz") as found:
         assert found["embeddings"].shape[1] == len(settings.model.levels) * (settings.model.embedding_size or features)

@@ -308,3 +308,11 @@ def test_without_a_classifier_quality_goes_by_the_class_contexts_of_the_attentio
     expected = by_attention.fused(x, LABELS)
     assert torch.allclose(by_quality.fused(x, LABELS), expected, atol=1e-12)
     assert torch.allclose(fused(by_attention, "class_aware", x), expected, atol=1e-12)
+
+
+def test_what_is_learned_from_has_a_name():
+    words = ["tracklets.frames=4", "tracklets.clip=consecutive", "tracklets.stride=8", "tracklets.fusion=max"]
+    assert read("folder", ["data.root=x", *words]).tracklets.learned == (
+        "clips of 4 frames, consecutive with stride 8, fused by max"
+    )
+    assert read("folder", ["data.root=x"]).tracklets.learned == "single frames"

@@ -202,7 +202,7 @@ def _embed(
     processes: Processes,
 ) -> None:
     """Makes the parts that are not there yet, and one file of all, unless they are to stay as they are."""
-    cuts = _cut(images, indices)
+    cuts = cut_by_items(images, indices)
     folder = out if shards else out.with_name(f"{out.name}.parts")
     stamp = _stamp(model, settings, images, cuts, split, flip)
     shapes = processes.tell(_there(folder, len(cuts), stamp, overwrite) if processes.first else {})
@@ -345,7 +345,7 @@ def embed_images(
 
     Damaged pictures may have been left out. Raises InputError where none can be read.
     """
-    made = _by_parts(networks, images, _cut(images, indices), data, processes, what, precision, flip, fuse or {})
+    made = _by_parts(networks, images, cut_by_items(images, indices), data, processes, what, precision, flip, fuse or {})
     found = [part for part in made if len(part.indices)]
     if not found:
         raise InputError("none of the pictures can be read, so nothing can be embedded.")
@@ -356,7 +356,7 @@ def embed_images(
     )
 
 
-def _cut(images: Images, indices: Indices) -> list[Indices]:
+def cut_by_items(images: Images, indices: Indices) -> list[Indices]:
     """The images at `indices` in parts, item by item; a part is of the items that begin within PART images."""
     of = items_of(images, indices).of
     together = np.argsort(of, kind="stable")

@@ -64,6 +64,8 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
         if name == "trained":
             labels = t.images.labels[items_of(t.images, indices).first]
             report = _told(report, chosen_by(t), step, accuracy(objective, embeddings, labels))
+            if t.images.tracklets is not None:
+                report = replace(report, stamp={**report.stamp, "learned_from": t.settings.tracklets.learned})
         models[name] = report
     return models
 

@@ -256,13 +256,13 @@ def _described(t: Training) -> str:
     text = (
         f"{len(images):,} images: {', '.join(parts)}.\n"
         f"{settings.model.backbone}, {parameters:,} parameters, embeddings of {size}; "
-        f"{settings.steps:,} steps of {settings.batch.classes} classes x {_drawn(t)}, by {by}."
+        f"{settings.steps:,} steps of {settings.batch.classes} classes x {drawn(t)}, by {by}."
     )
     batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in t.model.train().modules())
     if isinstance(t.sampler, ClipSampler) and t.sampler.few:
         text += (
-            f"\n{t.sampler.few} of the training classes have fewer than {settings.batch.images} tracklets, so that in "
-            "a batch one of theirs may come again, as another clip."
+            f"\nTraining classes with fewer than {settings.batch.images} tracklets: {t.sampler.few}; in a batch, one of "
+            "theirs may come again, as another clip."
         )
     mine = t.sampler.size // t.processes.size
     several = t.processes.size > 1 and not settings.sync_batch_norm
@@ -279,7 +279,7 @@ def _in_tracklets(images: Images, indices: Indices) -> str:
     return "" if images.tracklets is None else f" in {len(items_of(images, indices).first):,} tracklets"
 
 
-def _drawn(t: Training) -> str:
+def drawn(t: Training) -> str:
     """What a batch has of each class."""
     images, frames = t.settings.batch.images, t.settings.tracklets.frames
     return f"{images} images" if frames is None else f"{images} tracklets x {frames} frames"

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metricweight.data.tracklets import ClipSampler
 from metricweight.progress import say
 from metricweight.settings import Settings, explain
 from metricweight.training.distributed import joined
 from metricweight.training.engine import Training, gradients, prepared
 from metricweight.training.judging import check_judging
-from metricweight.training.loop import coming
+from metricweight.training.loop import coming, drawn
 from metricweight.training.pictures import items_of, read_all
 from metricweight.training.statistics import weight_statistics
 
@@ -74,13 +75,20 @@ def _network(t: Training) -> dict[str, Any]:
 
 
 def _steps(t: Training) -> dict[str, Any]:
-    pictures = t.sampler.size * t.settings.batch.accumulate
-    return {
+    asked, batches = t.settings.tracklets, t.settings.batch.accumulate
+    frames, items = 1, len(t.splits["train"])
+    if isinstance(t.sampler, ClipSampler):
+        frames, items = t.sampler.frames, t.sampler.tracklets
+    facts: dict[str, Any] = {
         "steps": t.settings.steps,
-        "images_per_step": pictures,
-        "epochs": round(t.settings.steps * pictures / len(t.splits["train"]), 2),
+        "batch": f"{t.settings.batch.classes} classes x {drawn(t)}",
+        "images_per_step": t.sampler.size * batches,
+        "epochs": round(t.settings.steps * t.sampler.size // frames * batches / items, 2),
         "processes": t.processes.size,
     }
+    if t.images.tracklets is not None:
+        facts |= {"learned_from": asked.learned, "judged_by": asked.seen}
+    return facts
 
 
 def _batch(t: Training) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from metricweight.progress import track
 from metricweight.settings import Settings
 from metricweight.training import checkpoint
 from metricweight.training.distributed import Processes, joined, several
-from metricweight.training.embedding import _cut, embedded
+from metricweight.training.embedding import cut_by_items, embedded
 from metricweight.training.objective import Objective
 from metricweight.training.pictures import blocks_of, load_images, seen, splits_of
 from metricweight.training.sheets import Frame, Strip, sheet, uneven
@@ -278,7 +278,7 @@ def _frames(
     indices = indices[images.tracklets[indices] >= 0]
     if not len(indices):
         raise InputError(f"there are no {split} tracklets; give the other half alone with --split.")
-    cuts = _cut(images, indices[np.lexsort((images.frames[indices], images.tracklets[indices]))])
+    cuts = cut_by_items(images, indices[np.lexsort((images.frames[indices], images.tracklets[indices]))])
     blocks = [blocks_of(cut) for cut in cuts]
     network = model.to(processes.device).eval()
     parts: list[dict[str, NDArray[Any]]] = []
