@@ -22,6 +22,11 @@ SHORT = {  # what makes a training command of the README short
     "folder": ["steps=2", "validations=1", "data.validation=0", "ks=[1,2]", "batch.classes=2", "data.size=32"],
 }
 SHORT["runs/mine/settings.yaml"] = []
+SHORT["people"] = ["steps=2"]
+SHORT["osm_mars"] = [
+    "steps=1", "data.size=32", "data.transform=none", "model.backbone=small_cnn", "model.pretrained=false",
+    "model.levels=[high]", "model.embedding_size=16",
+]  # fmt: skip
 
 
 def test_the_two_lines_of_set_up_are_the_ones_that_ci_runs():

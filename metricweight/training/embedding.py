@@ -30,6 +30,7 @@ from metricweight.settings import DataSettings, Settings, TrackletSettings, chan
 from metricweight.training import checkpoint
 from metricweight.training.distributed import Processes, joined
 from metricweight.training.engine import autocast
+from metricweight.training.objective import Objective
 from metricweight.training.pictures import (
     BLOCK,
     blocks_of,
@@ -40,7 +41,7 @@ from metricweight.training.pictures import (
     view_of,
     with_pixels,
 )
-from metricweight.training.tracklets import Fuse, frames_judged, fuser, means, rebuilt
+from metricweight.training.tracklets import Fuse, TrackletObjective, frames_judged, fuser, means, rebuilt
 
 SPLITS = ("train", "validation", "test")
 PART = 16 * BLOCK  # pictures that are embedded before they are written down
@@ -54,7 +55,7 @@ class Asked(NamedTuple):
     channels  of the pictures that the model looks at, where there is a model
     stem      where the embeddings go if nothing is said, without the split and without .npz
     own       the data are those that the model was trained on
-    fuse      how the frames of a tracklet become one embedding
+    objective what the model was trained by, where tracklets are judged by what it has learned
     """
 
     settings: Settings
@@ -62,7 +63,7 @@ class Asked(NamedTuple):
     channels: int | None
     stem: Path
     own: bool
-    fuse: Fuse = means
+    objective: Objective | TrackletObjective | None = None
 
 
 def embed(
@@ -99,7 +100,7 @@ def embed(
     stem = asked.stem.name if split is None else f"{asked.stem.name}-{split}"
     out = out or asked.stem.with_name(stem if shards else f"{stem}.npz")
     _check_free(out, shards, overwrite)
-    settings = asked.settings
+    settings, fuse = asked.settings, fuser(asked.settings, asked.objective)
     with joined(settings.device) as processes:
         images = load_images(settings.data, asked.channels)
         if asked.channels not in (None, images.channels):
@@ -111,7 +112,7 @@ def embed(
         model = asked.model or _backbone(settings, images.channels, processes)
         settings = settings if asked.model else with_pixels(settings, images.channels)
         indices = frames_judged(images, indices, settings.tracklets)
-        _embed(model, asked.fuse, settings, images, indices, split, flip, out, shards, overwrite, processes)
+        _embed(model, asked.objective, fuse, settings, images, indices, split, flip, out, shards, overwrite, processes)
     return out
 
 
@@ -137,7 +138,8 @@ def _of_run(path: Path, words: Sequence[str], data: str | None) -> Asked:
             )
     model, settings, found = checkpoint.load(path)
     settings = changed(settings, words)
-    fuse = fuser(settings, rebuilt(settings, found, model)) if settings.tracklets.test_fusion != "mean" else means
+    learned = settings.tracklets.test_fusion in ("quality", "self_attention")
+    objective = rebuilt(settings, found, model) if learned else None
     source = settings.data if data is None else _other(settings.data, data)
     own = (source.source, source.root) == (settings.data.source, settings.data.root)
     state = path if path.is_file() and path.name != "checkpoint.pt" else None
@@ -146,7 +148,7 @@ def _of_run(path: Path, words: Sequence[str], data: str | None) -> Asked:
     names = ["embeddings", *([state.stem] if state else []), *([] if own else [_name(source)])]
     device = "cpu" if settings.device == "cpu" else "auto"  # it may have been trained elsewhere
     settings = settings.model_copy(update={"data": source, "device": device})
-    return Asked(settings, model, found["channels"], home / "-".join(names), own, fuse)
+    return Asked(settings, model, found["channels"], home / "-".join(names), own, objective)
 
 
 def _of_backbone(name: str, words: Sequence[str], data: str | None) -> Asked:
@@ -162,8 +164,7 @@ def _of_backbone(name: str, words: Sequence[str], data: str | None) -> Asked:
     own = [f"model.backbone={name}", "model.embedding_size=null"]
     settings = read("folder", [f"data.size={size}", *words, *own])
     settings = settings.model_copy(update={"data": _other(settings.data, data)})
-    stem = Path(re.sub(r"[^\w.-]+", "-", f"{name}-{_name(settings.data)}"))
-    return Asked(settings, None, None, stem, own=False, fuse=fuser(settings, None))
+    return Asked(settings, None, None, Path(re.sub(r"[^\w.-]+", "-", f"{name}-{_name(settings.data)}")), own=False)
 
 
 def _backbone(settings: Settings, channels: int, processes: Processes) -> Embedder:
@@ -190,6 +191,7 @@ def _check_free(out: Path, shards: bool, overwrite: bool) -> None:
 
 def _embed(
     model: Embedder,
+    objective: nn.Module | None,
     fuse: Fuse,
     settings: Settings,
     images: Images,
@@ -204,7 +206,7 @@ def _embed(
     """Makes the parts that are not there yet, and one file of all, unless they are to stay as they are."""
     cuts = cut_by_items(images, indices)
     folder = out if shards else out.with_name(f"{out.name}.parts")
-    stamp = _stamp(model, settings, images, cuts, split, flip)
+    stamp = _stamp(model, objective, settings, images, cuts, split, flip)
     shapes = processes.tell(_there(folder, len(cuts), stamp, overwrite) if processes.first else {})
     left = [number for number in range(len(cuts)) if number not in shapes]
     if shards and not left and not overwrite:
@@ -251,7 +253,13 @@ def _finish(folder: Path, out: Path, shards: bool, shapes: Iterable[tuple[int, .
 
 
 def _stamp(
-    model: Embedder, settings: Settings, images: Images, cuts: Sequence[Indices], split: str, flip: bool
+    model: Embedder,
+    objective: nn.Module | None,
+    settings: Settings,
+    images: Images,
+    cuts: Sequence[Indices],
+    split: str,
+    flip: bool,
 ) -> dict[str, str]:
     """What parts have in common that may stand in one file, each as a checksum: what differs can be named."""
     asked, data, device = settings.model.model_dump(mode="json"), settings.data, settings.device
@@ -269,7 +277,7 @@ def _stamp(
     if isinstance(images.picture, Files):
         arrays += [np.array([images.picture.states[i] for i in rows])]
     return {
-        "network": _hash(asked, checksum(model)),
+        "network": _hash(asked, checksum(model), *([] if objective is None else [checksum(objective)])),
         "pictures": _hash(images.stamp, roles and roles.protocol, *arrays),
         "settings": _hash(view),
     }
@@ -345,7 +353,9 @@ def embed_images(
 
     Damaged pictures may have been left out. Raises InputError where none can be read.
     """
-    made = _by_parts(networks, images, cut_by_items(images, indices), data, processes, what, precision, flip, fuse or {})
+    made = _by_parts(
+        networks, images, cut_by_items(images, indices), data, processes, what, precision, flip, fuse or {}
+    )
     found = [part for part in made if len(part.indices)]
     if not found:
         raise InputError("none of the pictures can be read, so nothing can be embedded.")

@@ -151,7 +151,8 @@ def chosen_by(t: Training) -> str:
 
 
 def validate(t: Training) -> Mapping[str, float]:
-    """What the network reaches on the classes that it is chosen by: each picture among all others."""
+    """What the network reaches on the classes that it is chosen by: each item among all others, or, where these are the
+    test classes, by their protocol."""
     split = "test" if chosen_by(t) == "test" else "validation"
     if not len(t.splits[split]):
         return {}
@@ -163,7 +164,8 @@ def validate(t: Training) -> Mapping[str, float]:
         fuse={"": fuser(t.settings, t.tested_objective)},
     )  # fmt: skip
     several = t.processes.size > 1
-    return judged(found.embeddings[""], t.images, found.indices, [1], among_all=True, distributed=several).metrics
+    among_all = split == "validation"
+    return judged(found.embeddings[""], t.images, found.indices, [1], among_all, distributed=several).metrics
 
 
 def judged(
@@ -190,8 +192,8 @@ def judged(
             return evaluate(embeddings, images.labels[first], ks=ks, seen=seen, distributed=distributed)
         labels, queries, cameras = (x[first] for x in (roles.numbers, roles.queries, roles.cameras))
         if among_all:
-            seen = np.unique(np.stack([labels, cameras]), axis=1)[0]
-            apart = (cameras >= 0).all() and len(np.unique(seen)) < len(seen)
+            by_camera = np.unique(np.stack([labels, cameras]), axis=1)[0]
+            apart = (cameras >= 0).all() and len(np.unique(by_camera)) < len(by_camera)
             return evaluate(
                 embeddings, labels, ks=ks, distributed=distributed,
                 queries=np.ones(len(first), bool) if apart else None,

@@ -252,6 +252,8 @@ def _described(t: Training) -> str:
     ]
     parameters = sum(p.numel() for p in t.model.parameters())
     by = " + ".join(_named(part) for part in (settings.loss, *settings.plus))
+    if settings.frame_losses:
+        by += f", and of their frames by {' + '.join(map(_named, settings.frame_losses))}"
     size = t.model.dim if t.model.levels == 1 else f"{t.model.levels} x {t.model.dim}"
     text = (
         f"{len(images):,} images: {', '.join(parts)}.\n"
