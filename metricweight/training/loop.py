@@ -263,8 +263,8 @@ def _described(t: Training) -> str:
     batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in t.model.train().modules())
     if isinstance(t.sampler, ClipSampler) and t.sampler.few:
         text += (
-            f"\nTraining classes with fewer than {settings.batch.images} tracklets: {t.sampler.few}; in a batch, one of "
-            "theirs may come again, as another clip."
+            f"\nTraining classes with fewer than {settings.batch.images} tracklets: {t.sampler.few}; in a batch, one "
+            "of theirs may come again, as another clip."
         )
     mine = t.sampler.size // t.processes.size
     several = t.processes.size > 1 and not settings.sync_batch_norm
