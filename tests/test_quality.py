@@ -252,7 +252,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(mars, run, tmp_path
     copy = shutil.copytree(mars, tmp_path / "mars")
     frames = pd.read_csv(copy / "manifest.csv")
     bad = frames[frames["tracklet"] == frames["tracklet"].iloc[-1]]["path"].iloc[0]
-    (copy / bad).write_bytes(b"no picture")
+    (copy / bad).write_bytes(b"x" * (copy / bad).stat().st_size)  # no picture, of its size
     state = checkpoint.read(run / "checkpoint.pt")
     state["settings"]["data"] |= {"root": str(copy / "manifest.csv"), "damaged": "skip"}
     (tmp_path / "other").mkdir()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import CPU_AND_CUDA
 
 from metricweight.checks import InputError
 from metricweight.data.images import Held, Images
@@ -316,3 +317,15 @@ def test_what_is_learned_from_has_a_name():
         "clips of 4 frames, consecutive with stride 8, fused by max"
     )
     assert read("folder", ["data.root=x"]).tracklets.learned == "single frames"
+
+
+@pytest.mark.parametrize("device", CPU_AND_CUDA)
+@pytest.mark.parametrize("fusion", ["class_aware", "quality", "self_attention"])
+def test_every_device_comes_to_the_same_gradient(device, fusion):
+    groups = {"loss": OSM, "frame_losses": [OSM, CCE], "attention": {"form": "released"}}
+    made, x = objective(fusion=fusion, **groups), embeddings()
+    expected = torch.autograd.grad(made(x, LABELS, 0).loss, x)[0]
+    y = x.detach().float().to(device).requires_grad_()
+    found = torch.autograd.grad(made.float().to(device)(y, LABELS.to(device), 0).loss, y)[0]
+    assert found.device == y.device
+    assert torch.allclose(found.cpu().double(), expected, rtol=1e-3, atol=1e-5)
