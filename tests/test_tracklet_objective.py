@@ -298,6 +298,8 @@ def test_statistics_are_of_what_was_judged(frame_losses):
     gradient = torch.autograd.grad(F.cross_entropy(judge.classifiers[0](rows), own), rows)[0].norm(dim=1)
     if not frame_losses:  # the clips' own gradients, found again as sums over their frames
         assert facts["hard_share"] == pytest.approx(float(gradient[p < 0.5].sum() / gradient.sum()), rel=1e-6)
+        own_gradient = made.counted(x.detach(), x.grad, LABELS)[2]
+        assert torch.allclose(own_gradient.norm(dim=1), gradient, atol=1e-12)
 
 
 def test_without_a_classifier_quality_goes_by_the_class_contexts_of_the_attention():

@@ -644,8 +644,9 @@ class MeanColour(torch.nn.Module):
 RED, ORANGE, GREEN, LIME = (255, 0, 0), (255, 40, 0), (0, 255, 0), (40, 255, 0)
 
 
-def validated(folder, tracklets):
-    """What the validation finds by mean colours, of tracklets (label, camera, colour) of two frames."""
+def validated(folder, tracklets, *more, second=None):
+    """What the validation finds by mean colours, of tracklets (label, camera, colour) of two frames; second: the
+    colours of their second frames, if these are others."""
     labels, cameras, colours = zip(*tracklets, strict=True)
     parts = [
         rows([1] * 4, [1, 1, 2, 2], "train", [1, 2, 1, 2]),
@@ -654,10 +655,11 @@ def validated(folder, tracklets):
     ]
     table = pd.concat(parts, ignore_index=True)
     pixels = np.zeros((len(table), 8, 8, 3), np.uint8)
-    pixels[4:-4] = np.repeat(np.array(colours, dtype=np.uint8), 2, axis=0)[:, None, None]
+    frames = np.stack([colours, colours if second is None else second], axis=1).reshape(-1, 3)
+    pixels[4:-4] = frames.astype(np.uint8)[:, None, None]
     path = written(folder, table, pixels)
     words = ["data.size=8", "data.pixels=half", "data.transform=none", "batch.classes=2", "tracklets.frames=1"]
-    t = prepared(read("folder", [f"data.root={path}", *SMALL, *words]), Processes())
+    t = prepared(read("folder", [f"data.root={path}", *SMALL, *words, *more]), Processes())
     t.model = MeanColour()
     return judging.validate(t)
 
@@ -684,3 +686,27 @@ def test_where_cameras_are_not_known_all_others_are_searched(tmp_path):
     assert validated(tmp_path / "none", unknown)["recall@1"] == 1
     some = [(3, -1, RED), (3, 1, GREEN), (4, -1, LIME), (4, 1, ORANGE)] * 2
     assert validated(tmp_path / "some", some)["recall@1"] == 1
+
+
+@pytest.mark.parametrize("rule", ["mean", "max"])
+def test_a_network_is_chosen_by_tracklets_as_they_are_tested(tmp_path, rule):
+    draw = np.random.default_rng(4)
+    first, second = draw.integers(0, 256, (2, 24, 3))
+    labels = np.arange(24) // 4 + 3
+    tracklets = [(label, -1, tuple(colour)) for label, colour in zip(labels.tolist(), first.tolist(), strict=True)]
+    found = validated(tmp_path, tracklets, f"tracklets.test_fusion={rule}", second=second)
+    fused = {name: how([first, second], axis=0) / 127.5 - 1 for name, how in (("mean", np.mean), ("max", np.max))}
+    expected = {name: evaluate(x, labels, ks=[1]).metrics["map@r"] for name, x in fused.items()}
+    assert expected["mean"] != pytest.approx(expected["max"], abs=1e-3)
+    assert found["map@r"] == pytest.approx(expected[rule], abs=1e-9)
+
+
+def test_other_tracklets_are_other_data(tmp_path):
+    """A training cannot go on with frames that were dealt to other tracklets, or put in another order."""
+    stamps = set()
+    for number, change in enumerate(({}, {"tracklet": 700}, {"frame": 70})):
+        table = rows([2, 2, 2, 2], [1, 1, 2, 2], "train", [1, 1, 2, 2]).assign(split=["train"] * 4 + ["test"] * 4)
+        table.loc[0, list(change)] = list(change.values())
+        path = written(tmp_path / "data", table, np.zeros((8, 8, 8, 3), np.uint8), "self", f"{number}.csv")
+        stamps.add(from_manifest(path).stamp)
+    assert len(stamps) == 3
