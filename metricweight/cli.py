@@ -144,7 +144,9 @@ def embed(
                        "any training, a name that `metricweight options backbones` lists."),
     ],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="Of a backbone, such as model.pretrained=true data.size=224.")
+        list[str] | None,
+        typer.Argument(help="Of a backbone, such as model.pretrained=true data.size=224; of a run those by which "
+                       "tracklets are judged, such as tracklets.test_fusion=max."),
     ] = None,
     data: Annotated[
         str | None,

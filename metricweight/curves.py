@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from metricweight.checks import InputError
 from metricweight.emphasis import Weighting, emphasis_mode, emphasis_variance
 from metricweight.emphasis.density import area
 from metricweight.files import whole_file
+from metricweight.losses.table import LOSSES
 from metricweight.settings import Settings, read, weighting, weighting_spec
 
 COMPARED = ("cce", "mae", "imae", "dm")  # what a run on pairs or targets is drawn with
@@ -81,11 +82,11 @@ def emphasis(specs: Sequence[str], run: Path | None, out: Path | None, overwrite
     if run is not None:
         histogram, settings = _histogram(run), read(str(run / "settings.yaml"))
         said.append(_about(run, settings, histogram))
-        if not specs and settings.loss_row.kind == "example":
-            specs = [weighting_spec(settings)]
+        if not specs and (part := _weighted(settings)):
+            specs = [weighting_spec(part)]
         elif not specs:
             specs = COMPARED
-            said.append(f"{settings.loss_row.name} is no weighting of examples by p; these are some to compare with.")
+            said.append(f"{_names(settings)} is no weighting of examples by p; these are some to compare with.")
     found = [curve(spec) for spec in dict.fromkeys(specs)]
     figure = draw(found, histogram, _p_of(settings))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -222,15 +223,25 @@ def _steps(first: int, last: int) -> str:
 
 def _about(run: Path, settings: Settings, histogram: Histogram) -> str:
     return (
-        f"{run}: {settings.loss_row.name}. Mean p, {_p_of(settings)}: {histogram.early_mean:.3f} in "
+        f"{run}: {_names(settings)}. Mean p, {_p_of(settings)}: {histogram.early_mean:.3f} in "
         f"{histogram.early_steps}, {histogram.late_mean:.3f} in {histogram.late_steps}."
     )
 
 
 def _p_of(settings: Settings | None) -> str:
-    if settings is not None and settings.loss_row.kind == "pair":
+    if settings is not None and all(LOSSES[part["name"]].kind == "pair" for part in settings.of_pictures):
         return "the match probability"
     return OWN
+
+
+def _weighted(settings: Settings) -> Mapping[str, Any] | None:
+    """By what a run weighs examples over their p."""
+    rows = (part for part in settings.of_pictures if LOSSES[part["name"]].kind == "example")
+    return settings.weighting or next(rows, None)
+
+
+def _names(settings: Settings) -> str:
+    return " + ".join(part["name"] for part in settings.of_pictures)
 
 
 def _mode(made: Weighting, variance: float) -> float | None:

@@ -57,12 +57,18 @@ def report(files: Files, asked: Asked, out: Path | None, json: bool) -> None:
                 f"{files.embeddings} holds no query_images, the first frame alone of each query, so --image-to-video "
                 "cannot be; `metricweight embed` writes them for tracklets with queries."
             )
+        images = found.query_images
+        if asked.image_to_video and gallery is not None and images is not None and len(images) < len(found.embeddings):
+            raise InputError(
+                f"with --gallery all {len(found.embeddings):,} rows of {files.embeddings} search, but it holds "
+                f"query_images of {len(images):,}; evaluate it without --gallery."
+            )
         name = _name(files.embeddings)
         given = _given(found, gallery)
         table: dict[str, Report] = {}
         for protocol in _protocols(asked, found, gallery):
             row = f"{name}, {protocol}" if asked.all_protocols else name
-            table |= _rows(row, given, found.query_images, protocol, asked, quiet=json or not processes.first)
+            table |= _rows(row, given, images, protocol, asked, quiet=json or not processes.first)
         if not processes.first:
             return
         home = files.embeddings if files.embeddings.is_dir() else files.embeddings.parent

@@ -217,6 +217,11 @@ class Settings(_Strict):
     seed: int = Field(0, ge=0, lt=2**63, description="of weights, batches and training distortion")
 
     @property
+    def of_pictures(self) -> list[dict[str, Any]]:
+        """The losses of single pictures, which the p of a log is of; where there are none, those of whole clips."""
+        return self.frame_losses or [self.loss, *self.plus]
+
+    @property
     def loss_row(self) -> Loss:
         return LOSSES[self.loss["name"]]
 
@@ -251,7 +256,10 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
 
 def changed(settings: Settings, words: Iterable[str]) -> Settings:
     """Some settings, changed by words, as `read` does it."""
-    values = settings.model_dump()
+    values, words = settings.model_dump(), list(words)
+    clips = [word.partition("=")[2] for word in words if word.startswith("tracklets.test_clip=")]
+    if clips and clips[-1] == "all":
+        values["tracklets"]["test_frames"] = None
     for word in words:
         _set(values, word)
     return _useful(resolve(values))
@@ -378,6 +386,10 @@ def _without_clips(settings: Settings) -> Iterable[str]:
                 yield f"setting tracklets.{key} is of clips, and tracklets.frames is null; set it to their length."
         if settings.frame_losses:
             yield "setting frame_losses is of clips, and tracklets.frames is null; set it, or use loss and plus."
+    if asked.frames == 1:
+        for key in ("stride", "fusion"):
+            if getattr(asked, key) != fields[key].default:
+                yield f"setting tracklets.{key} is of several frames, and tracklets.frames is 1; leave it out."
     if asked.stride != 1 and asked.clip != "consecutive":
         yield f"setting tracklets.stride is of tracklets.clip=consecutive, and it is {asked.clip}; leave it out."
     if asked.test_clip == "all" and asked.test_frames is not None:
@@ -386,8 +398,8 @@ def _without_clips(settings: Settings) -> Iterable[str]:
         yield f"setting tracklets.test_clip={asked.test_clip} needs a number of frames; set tracklets.test_frames."
     if asked.test_fusion == "self_attention" and asked.fusion != "self_attention":
         yield (
-            "setting tracklets.test_fusion=self_attention needs an attention that was trained; "
-            "set tracklets.fusion=self_attention too."
+            "setting tracklets.test_fusion=self_attention needs an attention that is trained, by "
+            f"tracklets.fusion=self_attention; it is {asked.fusion}."
         )
 
 
@@ -501,15 +513,15 @@ def weighting(spec: str) -> Weighting:
     return example_weighting({"name": name, **arguments.model_validate(values).model_dump()})
 
 
-def weighting_spec(settings: Settings) -> str:
-    """The loss of some settings as a word that `weighting` takes: its name, and what differs from the defaults.
+def weighting_spec(part: Mapping[str, Any]) -> str:
+    """A loss of the settings as a word that `weighting` takes: its name, and what differs from the defaults.
 
     Where its arguments move, what they come to.
     """
-    defaults = settings.loss_row.defaults
-    changed = {key: value for key, value in arguments(at(settings.loss, 1)).items() if value != defaults[key]}
+    defaults = LOSSES[part["name"]].defaults
+    changed = {key: value for key, value in arguments(at(part, 1)).items() if value != defaults[key]}
     words = ",".join(f"{key}={_word(value)}" for key, value in changed.items())
-    return ":".join(filter(None, [settings.loss_row.name, words]))
+    return ":".join(filter(None, [part["name"], words]))
 
 
 def list_losses(width: int | None = None) -> str:

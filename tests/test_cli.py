@@ -259,6 +259,16 @@ def test_image_to_video_and_multi_query_are_rows_of_their_own(metricweight, tmp_
     assert names == [f"x, {name}{more}" for name in persons for more in ("", ", image-to-video", ", multi-query")]
 
 
+def test_first_frames_of_some_rows_cannot_stand_for_all_that_search_a_gallery(metricweight):
+    arrays = person("x.npz")
+    person("x.npz", query_images=arrays["embeddings"][:24])
+    person("gallery.npz")
+    code, _, err = metricweight("evaluate", "x.npz", "--gallery", "gallery.npz", "--image-to-video")
+    rows = len(arrays["embeddings"])
+    assert code == 2
+    assert f"with --gallery all {rows} rows of x.npz search, but it holds query_images of 24" in err
+
+
 def test_first_frames_of_queries_in_a_file_of_their_own_search_a_gallery(metricweight, tmp_path):
     arrays = person("all.npz")
     q, first = arrays["queries"], arrays["embeddings"][:24] + 0.3

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from metricweight.checks import InputError
-from metricweight.curves import COLOURS, Histogram, P, _histogram, curve, draw, table
+from metricweight.curves import COLOURS, OWN, Histogram, P, _histogram, _p_of, _weighted, curve, draw, table
+from metricweight.settings import read
 
 SPECS = ["imae:temperature=8", "dm:mode=0.67,beta=12", "cce", "mae"]
 
@@ -131,3 +132,24 @@ def test_weights_without_a_density_are_refused():
         curve("dm:beta=100000")
     with pytest.raises(InputError, match="as good as zero everywhere"):
         curve("sce:alpha=1e-200,beta=0")
+
+
+CLIPS = ["data.root=x", "tracklets.frames=4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "p", "weighted"),
+    [
+        (["loss.name=mae"], OWN, "mae"),
+        (["loss.name=triplet"], "the match probability", None),
+        (["loss.name=triplet", "plus=[{name: imae}]"], OWN, "imae"),
+        (["loss.name=triplet", "weighting.name=dm"], "the match probability", "dm"),
+        (["loss.name=mae", "frame_losses=[{name: triplet}, {name: imae}]", *CLIPS], OWN, "imae"),
+        (["loss.name=mae", "frame_losses=[{name: triplet}]", *CLIPS], "the match probability", None),
+        (["loss.name=mae", *CLIPS], OWN, "mae"),
+    ],
+)
+def test_p_of_a_run_is_of_its_pictures_or_else_of_whole_clips(words, p, weighted):
+    settings = read("folder", ["data.root=x", *words])
+    assert _p_of(settings) == p
+    assert (_weighted(settings) or {}).get("name") == weighted

@@ -324,6 +324,14 @@ def test_batches_without_positives_or_negatives_are_refused_for_losses_on_pairs(
     training(*words, "memory.size=20")
 
 
+def test_losses_on_pairs_of_frames_need_them_too():
+    frames = ["loss.name=cce", "frame_losses=[{name: contrastive}]", "tracklets.frames=1"]
+    for key, missing in (("images", "two tracklets of one class"), ("classes", "two classes")):
+        with pytest.raises(InputError, match=f"batch.{key}=1 leaves a loss on pairs without {missing}"):
+            training(*frames, f"batch.{key}=1")
+    training(*frames, "batch.classes=1", "memory.size=20")
+
+
 def test_what_has_a_factor_of_0_has_no_gradient():
     t = training("optimizer.factors={block1: 0}")
     gradients(t, [batch(t)])

@@ -248,6 +248,12 @@ def test_a_class_aware_attention_judges_where_there_is_no_classifier(mars, tmp_p
     assert set(found.frames["split"]) == {"test"}
 
 
+def test_what_a_memory_remembers_is_not_taken_for_the_identities(mars, tmp_path):
+    words = ["tracklets.frames=2", "loss.name=ranked_list", "memory.size=4", "frame_losses=[{name: cce}]"]
+    found = quality(untrained(mars, tmp_path, *words), split="train", tracklets=1)
+    assert "over 6 training identities" in found.text()
+
+
 def test_a_picture_that_cannot_be_read_is_left_out_and_named(mars, run, tmp_path):
     copy = shutil.copytree(mars, tmp_path / "mars")
     frames = pd.read_csv(copy / "manifest.csv")

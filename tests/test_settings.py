@@ -187,8 +187,8 @@ def test_a_weighting_is_a_name_and_typed_arguments():
     assert weighting("dm:mode=0.67,beta=12") == Emphasis(mode=0.67, beta=12.0)
     assert weighting("imae:temperature=4") == Emphasis(mode=0.5, beta=4.0)
     assert weighting("gce:k=null,q=0.5") == GeneralisedCrossEntropy(q=0.5, k=None)
-    assert weighting_spec(read("glyphs", ["loss.name=dm", "loss.beta=12"])) == "dm:beta=12.0"
-    assert weighting_spec(read("glyphs", ["loss.name=cce"])) == "cce"
+    assert weighting_spec(read("glyphs", ["loss.name=dm", "loss.beta=12"]).loss) == "dm:beta=12.0"
+    assert weighting_spec(read("glyphs", ["loss.name=cce"]).loss) == "cce"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from conftest import CPU_AND_CUDA
 from metricweight.checks import InputError
 from metricweight.data.images import Held, Images
 from metricweight.losses import OnlineSoftMiningLoss
-from metricweight.settings import read, resolve
+from metricweight.settings import changed, read, resolve
 from metricweight.training.objective import Objective
 from metricweight.training.statistics import weight_statistics
 from metricweight.training.tracklets import TrackletObjective, frames_judged, fuser, objective_for, rebuilt
@@ -179,10 +179,15 @@ def test_what_only_one_of_both_can_use_is_left_to_it():
         (["tracklets.frames=4", "tracklets.stride=2"], "tracklets.stride is of tracklets.clip=consecutive, and it is"),
         (["tracklets.test_frames=4"], "tracklets.test_frames is of test_clip=first or evenly"),
         (["tracklets.test_clip=first"], "tracklets.test_clip=first needs a number of frames"),
-        (["tracklets.test_fusion=self_attention"], "set tracklets.fusion=self_attention too"),
+        (["tracklets.test_fusion=self_attention"], "needs an attention that is trained, by tracklets.fusion="),
         (["tracklets.frames=4", "tracklets.fusion=mena"], "did you mean mean?"),
         (["tracklets.test_fusion=class_aware"], "tracklets.test_fusion: should be"),
         (["tracklets.frames=0"], "tracklets.frames"),
+        (
+            ["tracklets.frames=1", "tracklets.fusion=max"],
+            "tracklets.fusion is of several frames, and tracklets.frames is",
+        ),
+        (["tracklets.frames=1", "tracklets.clip=consecutive", "tracklets.stride=2"], "tracklets.stride is of several"),
         (["tracklets.frames=2", "frame_losses=[{name: ranked_list, margn: 1}]"], "did you mean frame_losses.0.margin?"),
     ],
 )
@@ -214,10 +219,10 @@ class TestJudging:
         expected = [own.mean(0) if rule == "mean" else own.max(0).values for own in self.each(x)]
         assert torch.allclose(self.fuse(self.made(rule), x), torch.stack(expected).float())
 
-    @pytest.mark.parametrize("groups", [{"frame_losses": [CCE]}, {}], ids=["of frames", "of clips"])
-    def test_by_quality_frames_count_by_the_largest_class_probability(self, groups):
-        made, x = self.made("quality", **groups), self.frames()
-        classifier = (made.frames or made.sets).classifiers[0]
+    @pytest.mark.parametrize("frame_losses", [[CCE], [], [OSM]], ids=["of frames", "of clips", "of clips alone"])
+    def test_by_quality_frames_count_by_the_largest_class_probability(self, frame_losses):
+        made, x = self.made("quality", frame_losses=frame_losses), self.frames()
+        classifier = (made.frames if frame_losses == [CCE] else made.sets).classifiers[0]
         expected = []
         for own in self.each(x):
             w = [gaussian(float(F.softmax(classifier(frame), 0).max()), 1, 0.68) for frame in own]
@@ -269,6 +274,20 @@ def test_a_tracklet_is_judged_by_frames_in_order_of_time():
     assert frames_judged(some, np.arange(7), first).tolist() == [1, 2, 6]
     evenly = asked.model_copy(update={"test_clip": "evenly", "test_frames": 2})
     assert frames_judged(some, np.arange(7), evenly).tolist() == [1, 3, 2, 6, 4]
+
+
+def test_pictures_that_are_of_no_tracklets_cannot_be_judged_as_such():
+    stills = Images(Held(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), np.zeros(2, np.int64), ["a"], ["0", "1"], 1, "")
+    asked = read("folder", ["data.root=x"]).tracklets
+    assert frames_judged(stills, np.arange(2), asked).tolist() == [0, 1]
+    with pytest.raises(InputError, match="judged by all frames, max, but the pictures are of no tracklets"):
+        frames_judged(stills, np.arange(2), asked.model_copy(update={"test_fusion": "max"}))
+
+
+def test_all_frames_may_be_taken_where_some_were():
+    some = read("folder", ["data.root=x", "tracklets.test_clip=first", "tracklets.test_frames=3"])
+    assert changed(some, ["tracklets.test_clip=all"]).tracklets.seen == "all frames, mean"
+    assert changed(some, ["tracklets.test_frames=5"]).tracklets.seen == "first 5 frames, mean"
 
 
 def test_what_a_tracklet_is_judged_by_has_a_name():

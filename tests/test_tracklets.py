@@ -288,7 +288,7 @@ def test_arrays_of_different_lengths_are_refused():
         sampler(labels=LABELS[:10], tracklets=np.zeros(384), numbers=np.zeros(384))
 
 
-def test_the_real_number_of_tracklets_is_grouped_and_drawn_in_little_time():
+def test_thousands_of_tracklets_are_grouped_and_drawn():
     lengths = np.full(8298, 61)
     labels = np.repeat(np.arange(8298) % 625, lengths)
     tracklets, numbers = np.repeat(np.arange(8298), lengths), np.tile(np.arange(61), 8298)

@@ -29,7 +29,7 @@ RULES = (
     Rule("evenly", "training", "floor(i n/F): nothing is random", "loops", "torchreid"),
     Rule("restricted", "training", "one at random from each of F equal parts", "loops", "Li et al., CVPR 2018"),
     Rule("consecutive", "training", "each `stride` further, from a random one on", "loops", "Gao & Nevatia; AP3D"),
-    Rule("all", "test", "all", "", "official MARS code"),
+    Rule("all", "test", "all", "", "official re-ID code"),
     Rule("first", "test", "the first F", "all it has", "AP3D, while it trains"),
     Rule("evenly", "test", "floor(i n/F)", "all it has", "torchreid"),
 )

@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 FUSIONS = (
     Row("mean", "1", "yes", "most papers, at test"),
-    Row("max", "none: the largest value of each dimension", "yes", "official MARS code"),
+    Row("max", "none: the largest value of each dimension", "yes", "official re-ID code"),
     Row("class_aware", "class-aware attention to the frame", "no", "Wang et al., AAAI 2019"),
     Row("quality", "exp(-(1 - p)^2 / (2 0.68^2)), p of its label", "largest p", "ID-aware quality, 1911.09143"),
     Row("self_attention", "mean_t softmax_s(q_t . k_s / sqrt(d)), learned", "yes", "attention: 1706.03762"),

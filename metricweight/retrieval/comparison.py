@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from metricweight.checks import InputError, nearest
 from metricweight.files import write_text
+from metricweight.retrieval.queries import ITEMS
 from metricweight.retrieval.report import SCHEMA, markdown_table
 from metricweight.retrieval.uncertainty import FEW_CLASSES, intervals
 
@@ -98,6 +99,7 @@ def load(word: str) -> Evaluated:
     stamp = splits[split].get("stamp") if isinstance(splits[split], dict) else None
     if not isinstance(stamp, dict) or not all(isinstance(stamp.get(part), dict) for part in ("protocol", "data")):
         raise _damaged(path, f"it has no stamp of {model}")
+    stamp["protocol"].setdefault("queries", ITEMS)  # of a report that was written before there were others
     queries = _queries(path.with_name(f"{path.name.removesuffix('.json')}.queries.csv"), model)
     return Evaluated(word if asked or len(models) == 1 else f"{word}:{model}", stamp, queries)
 

@@ -157,12 +157,15 @@ def markdown(reports: Mapping[str, Report]) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Headings and rows, the first column to the left and all others to the right."""
+def markdown_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Headings and rows, the first columns to the left and all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
-    rule = "|" + "|".join([":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    sides = [str.ljust if place < left else str.rjust for place in range(len(widths))]
+    cells = [[side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    dashes = ["-" * (width + 1) for width in widths]
+    rule = "|".join(f":{dash}" if place < left else f"{dash}:" for place, dash in enumerate(dashes))
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
 def described(stamp: Mapping[str, Any]) -> str:

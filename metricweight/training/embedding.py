@@ -323,7 +323,7 @@ class Embedded(NamedTuple):
     """Some items of the images, by each of some networks.
 
     embeddings  [I, D] of each network, by name
-    first       [I, D] the same of the first frame of each item alone
+    first       [I, D] the same of the first frame of each item alone, the first that can be read
     indices     of the images of these items; those of an item stand together
     """
 
@@ -437,7 +437,7 @@ def _part(
         x = frames.pop(name) if name in frames else torch.zeros(len(there), widths.get(name, 0))
         x = processes.add_up(x)[read]
         fused[name] = fuse.get(name, means)(x, of, len(starts)).numpy() if len(starts) else x.numpy()
-        first[name] = x[starts].numpy()
+        first[name] = fused[name] if images.tracklets is None else x[starts].numpy()
     return Embedded(fused, first, cut)
 
 

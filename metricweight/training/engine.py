@@ -182,14 +182,17 @@ def _sampler(settings: Settings, images: Images, train: Indices) -> ClassBalance
 
 def _check_pairs(settings: Settings) -> None:
     """Raises InputError where a batch has no positives, or no negatives, for a loss on pairs."""
-    batch = settings.batch
-    if not of_pairs([settings.loss, *settings.plus]):
-        return
+    batch, frames = settings.batch, settings.tracklets.frames
     if settings.memory.size or batch.rule in ("shuffle", "independent"):
         return
-    items = "pictures" if settings.tracklets.frames is None else "tracklets"
+    of_items, of_frames = of_pairs([settings.loss, *settings.plus]), of_pairs(settings.frame_losses)
+    needs = {
+        "images": of_items or (of_frames and frames == 1),
+        "classes": of_items or of_frames,
+    }
+    items = "pictures" if frames is None else "tracklets"
     for key, missing in (("images", f"two {items} of one class"), ("classes", "two classes")):
-        if getattr(batch, key) == 1:
+        if needs[key] and getattr(batch, key) == 1:
             raise InputError(
                 f"batch.{key}=1 leaves a loss on pairs without {missing} to compare; set batch.{key}=2 or more."
             )

@@ -63,7 +63,8 @@ def tested(t: Training, run: Path) -> dict[str, Report]:
         report = replace(report, notes=notes, stamp={**report.stamp, "data": {**report.stamp["data"], **data}})
         if name == "trained":
             labels = t.images.labels[items_of(t.images, indices).first]
-            report = _told(report, chosen_by(t), step, accuracy(objective, embeddings, labels))
+            items = "pictures" if t.images.tracklets is None else "tracklets"
+            report = _told(report, chosen_by(t), step, accuracy(objective, embeddings, labels), items)
             if t.images.tracklets is not None:
                 report = replace(report, stamp={**report.stamp, "learned_from": t.settings.tracklets.learned})
         models[name] = report
@@ -101,11 +102,11 @@ def _initial(run: Path) -> dict[str, Tensor] | None:
     return found
 
 
-def _told(report: Report, chosen: str, step: int, accuracy: float | None) -> Report:
+def _told(report: Report, chosen: str, step: int, accuracy: float | None, items: str) -> Report:
     """The report of the chosen network, with what it was chosen by, and its classifier's accuracy if it has one."""
     notes, metrics = [*report.notes], report.metrics
     if accuracy is not None:
-        notes.append(f"Accuracy of its classifier on the test pictures: {100 * accuracy:.1f} %.")
+        notes.append(f"Accuracy of its classifier on the test {items}: {100 * accuracy:.1f} %.")
         metrics = {**metrics, "accuracy": accuracy}
     if chosen == "test":
         notes.append("Chosen on the test classes themselves: what it reaches on others is lower.")
@@ -136,6 +137,7 @@ def check_judging(t: Training) -> None:
     if t.settings.tensorboard:
         event_writer()
     fuser(t.settings, t.objective)
+    frames_judged(t.images, t.splits["test"], t.settings.tracklets)
     if t.processes.first:
         points = np.random.default_rng(0).standard_normal((len(t.images), 8), np.float32)
         for split, ks, among_all in (("validation", [1], True), ("test", t.settings.ks, False)):

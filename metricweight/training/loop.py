@@ -187,7 +187,8 @@ def _train(t: Training, run: Path, saved: list[int]) -> None:
                 if t.settings.data.damaged == "skip":
                     damaged = set().union(*t.processes.all_tell(damaged))
                     for bad in sorted(damaged - set(t.unread)):
-                        say(f"{bad} Another of its class takes its place.")
+                        kind = "class" if t.images.tracklets is None else "tracklet, or else of its class,"
+                        say(f"{bad} Another of its {kind} takes its place.")
                         t.unread.append(bad)
                 rates = {group["name"]: group["lr"] for group in t.optimizer.param_groups}
                 facts = {"learning_rate": rates, **facts, "unreadable": len(t.unread)}

@@ -23,6 +23,7 @@ from metricweight.files import whole_file
 from metricweight.models import sets
 from metricweight.models.heads import Embedder
 from metricweight.progress import track
+from metricweight.retrieval.report import markdown_table
 from metricweight.settings import Settings
 from metricweight.training import checkpoint
 from metricweight.training.distributed import Processes, joined, several
@@ -30,7 +31,7 @@ from metricweight.training.embedding import cut_by_items, embedded
 from metricweight.training.objective import Objective
 from metricweight.training.pictures import blocks_of, load_images, seen, splits_of
 from metricweight.training.sheets import Frame, Strip, sheet, uneven
-from metricweight.training.tracklets import TrackletObjective, rebuilt
+from metricweight.training.tracklets import TrackletObjective, knowing, rebuilt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,7 +154,8 @@ def quality(
     fused tracklets, whose embeddings lie in the same space, or by the contexts of a class-aware attention. Of a test
     tracklet, whose identity no classifier knows, it is the largest class probability: how typical of some training
     person a frame looks, and no probability that its label is right. Where the training fuses by class_aware or
-    self_attention, weights are those instead; with class_aware, p is by the contexts of its attention.
+    self_attention, weights are those instead; with class_aware, p is by the contexts of its attention. Of a network
+    with several levels, all are of the last.
 
     run        its folder, or a checkpoint in it
     out        folder for quality.csv and the sheets train-1.png, ..., test-1.png, ...; None: RUN/quality,
@@ -179,7 +181,7 @@ def quality(
     judge = _judge(rebuilt(settings, state, model), settings, run)
     out = out or _home(run)
     _check_free(out, overwrite)
-    images, table = _data(settings, state, run)
+    images, table = _data(settings, state, judge.objective, run)
     device = "cpu" if settings.device == "cpu" else "auto"  # it may have been trained elsewhere
     flags, known = _truth(truth, table)
     splits, parts, damaged = splits_of(images, settings.data), [], []
@@ -207,8 +209,7 @@ def _judge(objective: Objective | TrackletObjective, settings: Settings, run: Pa
     asked = settings.tracklets
     fuses = asked.frames is not None and asked.fusion in ("class_aware", "self_attention")
     fusion = asked.fusion if fuses else "quality"
-    of_frames, of_sets = objective.frames, objective.sets
-    judge = next((x for x in (of_frames, of_sets) if x is not None and (x.classifiers or x.attentions)), None)
+    judge = knowing(objective)
     if judge is None:
         add = "loss.name=cce" if asked.frames is None else 'frame_losses="[{name: cce}]"'
         raise InputError(
@@ -218,9 +219,11 @@ def _judge(objective: Objective | TrackletObjective, settings: Settings, run: Pa
     by_attention = fusion == "class_aware" or not judge.classifiers
     source = "the contexts of the class-aware attention" if by_attention else "the classifier"
     if asked.frames is not None:
-        source += " of frames" if judge is of_frames else " of fused tracklets, used on single frames"
+        source += " of frames" if judge is objective.frames else " of fused tracklets, used on single frames"
     attention = objective.attentions[-1] if isinstance(objective, TrackletObjective) and objective.attentions else None
     weights = f"those of tracklets.fusion={fusion}, over a whole tracklet"
+    if objective.sets.levels > 1:
+        weights += ", of the last level"
     if asked.frames is None or asked.fusion != fusion:
         trained = "frame by frame" if asked.frames is None else f"with tracklets.fusion={asked.fusion}"
         weights += f" (this run was trained {trained}, without them)"
@@ -335,7 +338,9 @@ def _by_split(found: "pd.DataFrame") -> Iterator[tuple[str, "pd.DataFrame"]]:
             yield split, own
 
 
-def _data(settings: Settings, state: Mapping[str, Any], run: Path) -> tuple[Images, "pd.DataFrame"]:
+def _data(
+    settings: Settings, state: Mapping[str, Any], objective: Objective, run: Path
+) -> tuple[Images, "pd.DataFrame"]:
     """The pictures of a run, and the table that lists them, row by row the same."""
     data = settings.data
     images = None if data.root is None else load_images(data, state["channels"])
@@ -346,8 +351,7 @@ def _data(settings: Settings, state: Mapping[str, Any], run: Path) -> tuple[Imag
             "a manifest numbers in its columns tracklet and frame."
         )
     trained = images.labels[splits_of(images, data)["train"]]
-    known = next(x for name, x in state["objective"].items() if name.split(".")[-1] == "labels")
-    same = np.array_equal(np.unique(trained), known.cpu().numpy())
+    same = np.array_equal(np.unique(trained), objective.labels.numpy())
     if not same or state.get("stamp", images.stamp) != images.stamp:
         raise InputError(f"{data.root} holds other pictures, labels or splits than those that {run} was trained on.")
     return images, manifests.read(data.root).table
@@ -465,15 +469,7 @@ def _markdown(rows: Sequence[Row]) -> str:
          f"{row.tracklets:,}")
         for row in rows
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-    left = 3  # columns of words
-
-    def line(row: Sequence[str]) -> str:
-        told = (x.ljust(w) if i < left else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True)))
-        return f"| {' | '.join(told)} |"
-
-    rule = "|".join(f":{'-' * (w + 1)}" if i < left else f"{'-' * (w + 1)}:" for i, w in enumerate(widths))
-    return "\n".join([line(head), f"|{rule}|", *map(line, cells)])
+    return markdown_table([head, *cells], left=3)
 
 
 def _number(x: float) -> str:

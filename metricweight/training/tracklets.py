@@ -47,7 +47,7 @@ class TrackletObjective(nn.Module):
         asked, own = settings.tracklets, [settings.loss, *settings.plus]
         assert asked.frames is not None
         check_used(settings, [*own, *settings.frame_losses])
-        self.settings, self.length, self.fusion = settings, asked.frames, asked.fusion
+        self.length, self.fusion = asked.frames, asked.fusion
         self.sets = Objective(_of(settings, own), labels, levels, dim)
         self.frames = None
         if settings.frame_losses:
@@ -70,9 +70,9 @@ class TrackletObjective(nn.Module):
         """The loss of a batch. The arguments are those of `Objective`: embeddings [B, L D] and labels [B] of frames,
         B a multiple of F. What it judged is of the frames where there are losses on them, else of the clips."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            found = self.sets(self.fused(embeddings, labels), labels[:: self.length], step)
+            found: Judged = self.sets(self.fused(embeddings, labels), labels[:: self.length], step)
         if self.frames is None:
-            return Judged(*found)
+            return found
         of_frames = self.frames(embeddings, labels, step)
         return Judged(found.loss + of_frames.loss, of_frames.judged)
 
@@ -168,8 +168,16 @@ def rebuilt(settings: Settings, state: Mapping[str, Any], model: Embedder) -> Ob
 
 
 def frames_judged(images: Images, indices: Indices, asked: TrackletSettings) -> Indices:
-    """Those of the images at `indices` that their tracklets are judged by, tracklet after tracklet in order of time."""
+    """Those of the images at `indices` that their tracklets are judged by, tracklet after tracklet in order of time.
+
+    Raises InputError where there are no tracklets and something else than all and the mean was asked for.
+    """
     if images.tracklets is None or images.frames is None:
+        if asked.seen != TrackletSettings().seen:
+            raise InputError(
+                f"tracklets were to be judged by {asked.seen}, but the pictures are of no tracklets; leave out "
+                "tracklets.test_clip, test_frames and test_fusion."
+            )
         return indices
     of = items_of(images, indices).of
     order = np.lexsort((images.frames[indices], of))
@@ -181,6 +189,12 @@ def frames_judged(images: Images, indices: Indices, asked: TrackletSettings) -> 
 def means(frames: Tensor, of: Tensor, count: int) -> Tensor:
     """The mean of each item's frames."""
     return of_each(frames, of, count, None)
+
+
+def knowing(objective: Objective | TrackletObjective) -> Objective | None:
+    """What tells identities apart, by a classifier or class contexts: of frames, else of whole clips; None: nothing."""
+    each = (objective.frames, objective.sets)
+    return next((x for x in each if x is not None and (x.classifiers or x.attentions)), None)
 
 
 def fuser(settings: Settings, objective: Objective | TrackletObjective | None) -> Fuse:
@@ -203,9 +217,9 @@ def fuser(settings: Settings, objective: Objective | TrackletObjective | None) -
             f"tracklets.test_fusion={rule} weighs frames by what was learned beside the network, and this one was not "
             "trained; use mean or max."
         )
-    objective = deepcopy(objective).cpu().eval()  # where the frames are
-    judge = objective.frames or objective.sets
-    if rule == "quality" and not (judge.classifiers or judge.attentions):
+    objective = deepcopy(objective).cpu().eval()  # where the embeddings of frames are
+    judge = knowing(objective)
+    if rule == "quality" and judge is None:
         raise InputError(
             "tracklets.test_fusion=quality weighs frames by a classifier, and none is trained; "
             "set frame_losses=[{name: cce}], or tracklets.test_fusion=mean."
@@ -213,8 +227,8 @@ def fuser(settings: Settings, objective: Objective | TrackletObjective | None) -
 
     def weighted(frames: Tensor, of: Tensor, count: int) -> Tensor:
         made = []
-        for level, x in enumerate(judge.split(frames)):
-            if rule == "quality":
+        for level, x in enumerate(objective.sets.split(frames)):
+            if judge is not None and rule == "quality":
                 logits = judge.class_logits(x, level)
                 assert logits is not None
                 w = quality(logits.softmax(1).amax(1))
