@@ -395,6 +395,9 @@ def data(
     root: Annotated[
         Path | None, typer.Option(help="What its paths begin at, if the pictures were moved.")
     ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="By which its test half is judged from now on: see `metricweight protocols`.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write these rows to a manifest of their own.")] = None,
     accept: Annotated[
         bool, typer.Option("--accept", help="Take the table as it is, though it was changed by hand.")
@@ -413,6 +416,12 @@ def data(
         manifests.write(found.changed(found.table, "accepted as it is"), manifest, overwrite=True)
     if where is not None:
         found = manifests.matching(found, where)
+    if protocol is not None:
+        from metricweight.retrieval.protocol import named
+
+        if out is None:
+            raise InputError("--protocol is written down; say where with --out NEW.csv.")
+        found = found.changed(found.table, f"judged by {named(protocol).name}", protocol=protocol)
     if out is not None:
         manifests.write(found, out, overwrite)
     typer.echo(summary.as_json(found) if json else summary.text(found))

@@ -131,7 +131,8 @@ def _protocols(asked: Asked, found: Embeddings, gallery: Embeddings | None) -> l
         return ["self"]
     if not all(_with_cameras(items) for items in (found, gallery) if items is not None):
         return ["gallery"]
-    return [name for name, rules in PROTOCOLS.items() if rules.same_camera == "left out"]
+    fitting = [name for name, rules in PROTOCOLS.items() if rules.same_camera == "left out"]
+    return sorted(fitting, key=lambda name: name != found.protocol)  # that of the data comes first
 
 
 def _with_cameras(items: Embeddings) -> bool:

@@ -566,7 +566,7 @@ def explain(settings: Settings, origins: Mapping[str, str] | None = None) -> str
     """Every setting with its value, as it would be written on the command line, and what it means; or its origin."""
     told = origins or {}
     rows = [(f"{key}={_word(value)}", told.get(key, what)) for key, value, what in _rows(settings)]
-    width = max(len(word) for word, _ in rows)
+    width = max(len(word) for word, _ in rows if len(word) <= 60)
     return "\n".join(f"{word:{width}}  {what}".rstrip() for word, what in rows)
 
 

@@ -205,6 +205,7 @@ def _splits(listed: "Manifest", path: Path) -> dict[str, Indices]:
     protocol that does not know them.
     """
     from metricweight.data import manifest
+    from metricweight.retrieval.protocol import named
 
     table = listed.table
     split = table["split"].astype(str).to_numpy()
@@ -225,6 +226,17 @@ def _splits(listed: "Manifest", path: Path) -> dict[str, Indices]:
         )
     if not own:
         return {}
+    junk = np.flatnonzero(ranked & table["is_junk"].to_numpy())
+    if len(junk) and listed.about.protocol != "self":
+        known = named(listed.about.protocol).junk
+        wrong = junk[~np.isin(table["label"].to_numpy()[junk], known)]
+        if len(wrong):
+            raise InputError(
+                f"{path} has {len(wrong):,} rows of junk, such as {table['path'].iloc[wrong[0]]} of label "
+                f"{table['label'].iloc[wrong[0]]}, which protocol {listed.about.protocol} would rank (its junk: "
+                f"{', '.join(map(str, known)) or 'none'}). Choose another: metricweight data {path} --protocol NAME "
+                '--out NEW.csv; or take them out with --where "not is_junk".'
+            )
     judged = (table["is_query"] | table["is_gallery"]).to_numpy()
     return {
         name: np.flatnonzero((split == name) & (judged | (split == "train")))

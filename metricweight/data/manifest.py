@@ -349,6 +349,8 @@ def _problems_of_tracklets(frames: "pd.DataFrame") -> Iterator[Problem]:
     if len(twice):
         row = frames.iloc[twice[0]]
         sentence = f"tracklet {row.tracklet} has two frames numbered {row.frame}."
+        if row.frame < 0:
+            sentence = f"tracklet {row.tracklet} has frames without a number; a column frame says their order."
         yield Problem(frames.index.to_numpy()[twice], sentence, "tracklet")
 
 

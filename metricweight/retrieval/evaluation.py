@@ -102,7 +102,8 @@ def evaluate(
                      are in neither.) For protocols that leave a query's own camera out
     similarity       "cosine", or "euclidean" (smaller distance first)
     protocol         a name in `protocol.PROTOCOLS`, or a `Protocol` of your own
-    ks               the K of recall and precision, each at most the size of the smallest gallery; None: the protocol's
+    ks               the K of recall and precision, each at most the size of the smallest gallery; None: those of the
+                     protocol that are
     missing          queries without a positive are left out of the means (skip), count 0 (zero) or are refused (error)
     memory           bytes that may be used beyond the embeddings, such as "1GiB" or "500MB"
     rerank, expand   re-ranking and query expansion; the report says so, beside every number
@@ -149,7 +150,8 @@ def evaluate(
     positives, ranked = search.counts
     valid = positives > 0
     _refuse_missing(valid, cast, rules, missing)
-    wanted = _checked_ks(rules.ks if ks is None else ks, int(ranked[valid].min()))
+    smallest = int(ranked[valid].min())
+    wanted = _checked_ks([k for k in rules.ks if k <= smallest] or [1] if ks is None else ks, smallest)
     given = search
     if expand is not None:
         search = _expanded(search, cast, expand, budget)
@@ -177,7 +179,7 @@ def evaluate(
         intervals=intervals(values, search.query_labels),
         ties=bounds,
         stamp=stamp,
-        notes=_notes(cast, bounds, stamp),
+        notes=[*_without(rules.ks if ks is None else (), smallest), *_notes(cast, bounds, stamp)],
         shown=_shown(rules, wanted, metrics),
         thresholds=_verified(search, budget) if thresholds else None,
         rows=cast.rows,
@@ -491,6 +493,12 @@ def _duplicates_across_labels(rows: Sequence[NDArray[np.void]], cast: Roles) -> 
     _, group = np.unique(np.concatenate(rows).view(np.int64).reshape(-1, 2)[:, 0], return_inverse=True)
     pairs = np.unique(np.stack([group, np.concatenate(labels)]), axis=1)
     return int(np.isin(group, np.flatnonzero(np.bincount(pairs[0]) > 1)).sum())
+
+
+def _without(ks: Sequence[int], smallest: int) -> list[str]:
+    """What to say of the K of a protocol that a small gallery leaves out."""
+    left = [f"{k}" for k in ks if k > smallest]
+    return [f"Without K = {', '.join(left)} of its protocol: a query has {smallest:,} others."] if left else []
 
 
 def _notes(cast: Roles, ties: dict[str, tuple[float, float]], stamp: dict[str, Any]) -> list[str]:

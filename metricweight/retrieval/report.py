@@ -228,6 +228,8 @@ def _how(stamp: Mapping[str, Any]) -> dict[str, str]:
             f"Approximate: index {protocol['index']}, which finds {100 * made['index_recall']:.2f} % of the "
             f"{max(protocol['ks'])} exact nearest neighbours."
         )
+    if "learned_from" in stamp:
+        found["learned_from"] = f"Learned from {stamp['learned_from']}."
     if "seen" in made:
         found["seen"] = f"What was seen of each item: {made['seen']}."
     return found

@@ -17,6 +17,7 @@ from metricweight.data.split import Indices
 from metricweight.models.heads import Embedder
 from metricweight.progress import say
 from metricweight.retrieval import Protocol, Report, evaluate
+from metricweight.retrieval.protocol import named
 from metricweight.retrieval.report import EvaluationWarning
 from metricweight.training import checkpoint
 from metricweight.training.embedding import embed_images, write_embeddings
@@ -136,6 +137,7 @@ def check_judging(t: Training) -> None:
     """Judges random embeddings of what is validated and tested on: what is wrong is said before the training."""
     if t.settings.tensorboard:
         event_writer()
+    _check_cameras(t)
     fuser(t.settings, t.objective)
     frames_judged(t.images, t.splits["test"], t.settings.tracklets)
     if t.processes.first:
@@ -143,6 +145,27 @@ def check_judging(t: Training) -> None:
         for split, ks, among_all in (("validation", [1], True), ("test", t.settings.ks, False)):
             if len(indices := t.splits[split]):
                 judged(points[items_of(t.images, indices).first], t.images, indices, ks, among_all)
+
+
+def _check_cameras(t: Training) -> None:
+    """Raises InputError where the protocol goes by cameras that are not known; says so where it does not go by them."""
+    roles, rows = t.images.roles, t.splits["test"]
+    if roles is None or not len(rows):
+        return
+    rules = named(roles.protocol)
+    ordinary = rows[~np.isin(roles.numbers[rows], [*rules.junk, *rules.distractors])]
+    unknown = ordinary[roles.cameras[ordinary] < 0]
+    if rules.same_camera == "left out" and len(unknown):
+        raise InputError(
+            f"protocol {roles.protocol} leaves out what a query's own camera saw, but the camera of {len(unknown):,} "
+            f"of {len(ordinary):,} test pictures is not known, such as {t.images.names[unknown[0]]}; write it into the "
+            "manifest, take them out, or choose another protocol with metricweight data ... --protocol NAME."
+        )
+    if rules.same_camera == "ranked" and len(unknown) < len(ordinary):
+        say(
+            f"Cameras are known, but protocol {roles.protocol} does not go by them: what a query's own camera saw "
+            "counts as found. metricweight data ... --protocol NAME chooses another."
+        )
 
 
 def chosen_by(t: Training) -> str:

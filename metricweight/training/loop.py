@@ -26,7 +26,7 @@ from metricweight.training.distributed import joined, plainly
 from metricweight.training.engine import Training, gradients, prepared, update
 from metricweight.training.judging import check_judging, chosen_by, tested, validate
 from metricweight.training.log import training_log
-from metricweight.training.pictures import items_of, read_all, seen
+from metricweight.training.pictures import classes_of, items_of, read_all, seen
 from metricweight.training.watch import Watch
 
 KEEP_EVERY = 600  # seconds after which a checkpoint is due, wherever the training is
@@ -248,13 +248,15 @@ def _asked(t: Training) -> Iterator[threading.Event]:
 def _described(t: Training) -> str:
     images, settings = t.images, t.settings
     parts = [
-        f"{name} {len(indices):,}{_in_tracklets(images, indices)} of {len(np.unique(images.labels[indices])):,} classes"
+        f"{name} {len(indices):,}{_in_tracklets(images, indices)} of {len(classes_of(images, indices)):,} classes"
         for name, indices in t.splits.items()
     ]
     parameters = sum(p.numel() for p in t.model.parameters())
     by = " + ".join(_named(part) for part in (settings.loss, *settings.plus))
     if settings.frame_losses:
         by += f", and of their frames by {' + '.join(map(_named, settings.frame_losses))}"
+    if settings.weighting:
+        by += f", weighed by {settings.weighting['name']}"
     size = t.model.dim if t.model.levels == 1 else f"{t.model.levels} x {t.model.dim}"
     text = (
         f"{len(images):,} images: {', '.join(parts)}.\n"

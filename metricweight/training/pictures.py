@@ -14,6 +14,7 @@ from metricweight.data.split import Indices, split_by_class
 from metricweight.data.transforms import View
 from metricweight.models.backbones import expected_pixels
 from metricweight.progress import say, track
+from metricweight.retrieval.protocol import named
 from metricweight.settings import DataSettings, Settings
 from metricweight.training.distributed import Processes
 
@@ -103,6 +104,17 @@ def items_of(images: Images, indices: Indices) -> Items:
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     return Items(place[of], indices[first[order]])
+
+
+def classes_of(images: Images, indices: Indices) -> dict[int, int]:
+    """How many of the images at `indices` each class has; what the protocol calls junk or a distractor is no class."""
+    labels, counts = np.unique(images.labels[indices], return_counts=True)
+    if images.roles is not None:
+        rules, first = named(images.roles.protocol), np.unique(images.labels[indices], return_index=True)[1]
+        numbers = images.roles.numbers[indices[first]]
+        real = ~np.isin(numbers, [*rules.junk, *rules.distractors])
+        labels, counts = labels[real], counts[real]
+    return dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
 
 def seen(

@@ -17,7 +17,7 @@ from metricweight.training.distributed import joined
 from metricweight.training.engine import Training, gradients, prepared
 from metricweight.training.judging import check_judging
 from metricweight.training.loop import coming, drawn
-from metricweight.training.pictures import items_of, read_all
+from metricweight.training.pictures import classes_of, items_of, read_all
 from metricweight.training.statistics import weight_statistics
 
 
@@ -49,7 +49,7 @@ def dry_run(settings: Settings, origins: Mapping[str, str], as_json: bool) -> No
 def _data(t: Training) -> dict[str, dict[str, int]]:
     table = {}
     for name, indices in t.splits.items():
-        sizes = np.unique(t.images.labels[indices], return_counts=True)[1]
+        sizes = np.array(list(classes_of(t.images, indices).values()), dtype=np.int64)
         some = len(sizes) > 0
         tracklets = {} if t.images.tracklets is None else {"tracklets": len(items_of(t.images, indices).first)}
         table[name] = {

@@ -194,7 +194,11 @@ def quality(
     found = _described(parts, table)
     by = "weight" if judge.attention is not None else "p"
     rows = list(_rows(found, flags, known, by))
-    notes = [*_notes(judge, settings, found), *(f"{bad} It is left out." for bad in damaged)]
+    notes = [
+        *_notes(judge, settings, found),
+        *_not_compared(truth, found, known),
+        *(f"{bad} It is left out." for bad in damaged),
+    ]
     sheets = _draw(out, found, flags, images, settings, f"{run} at step {state['step']:,}", judge, tracklets, quiet)
     with whole_file(out / TABLE) as file:
         found.drop(columns="picture").to_csv(file, index=False, lineterminator="\n")
@@ -431,6 +435,8 @@ def _read_truth(path: Path) -> "pd.DataFrame":
     """The columns of true and false of a CSV, by path."""
     import pandas as pd
 
+    if not path.is_file():
+        raise InputError(f"--truth {path} is not there.")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except Exception as error:  # pandas raises what a damaged file leads to
@@ -444,7 +450,7 @@ def _read_truth(path: Path) -> "pd.DataFrame":
     if not told:
         raise InputError(
             f"--truth {path} has no column of true and false beside path{' and ' * bool(len(words.columns))}"
-            f"{', '.join(words)}; a column such as occluded says what is wrong with a frame."
+            f"{', '.join(words)}; a column such as occluded, of True and False, says what is wrong with a frame."
         )
     return pd.DataFrame({name: words[name].to_numpy() == "true" for name in told}, index=table["path"])
 
@@ -460,6 +466,11 @@ def _notes(judge: Judge, settings: Settings, found: "pd.DataFrame") -> Iterator[
             f"tenth below {own['p'].quantile(0.1):.3f}. The lowest frame of a tracklet has {least:.2f} of an equal "
             "share (median)."
         )
+
+
+def _not_compared(truth: Path | None, found: "pd.DataFrame", known: NDArray[np.bool_]) -> list[str]:
+    left = int((~known[found["picture"].to_numpy()]).sum())
+    return [f"{left:,} of {len(found):,} frames are not in {truth} and are not compared."] if left else []
 
 
 def _markdown(rows: Sequence[Row]) -> str:

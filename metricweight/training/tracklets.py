@@ -47,7 +47,7 @@ class TrackletObjective(nn.Module):
         asked, own = settings.tracklets, [settings.loss, *settings.plus]
         assert asked.frames is not None
         check_used(settings, [*own, *settings.frame_losses])
-        self.length, self.fusion = asked.frames, asked.fusion
+        self.settings, self.length, self.fusion = settings, asked.frames, asked.fusion
         self.sets = Objective(_of(settings, own), labels, levels, dim)
         self.frames = None
         if settings.frame_losses:
