@@ -112,6 +112,11 @@ def change(column, row, value):
     return changed
 
 
+def unnumbered(text):
+    """Frames 0 and 1, which are of one tracklet, without their numbers."""
+    change("frame", [0, 1], "-1")(text)
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -129,6 +134,7 @@ def change(column, row, value):
         (change("camera", 1, "2"), "row 3: tracklet 0 has camera 2 here and 1 above"),
         (change("label", 1, "7"), "row 3: tracklet 0 has label 7 here and 2147483653 above"),
         (change("frame", 1, "1"), "row 3: tracklet 0 has two frames numbered 1"),
+        (unnumbered, "row 3: tracklet 0 has frames without a number"),
         (change("split", 2, "val"), "row 4: split 'val' is not one of train, validation, test, all"),
         (change("is_query", 4, "True"), "row 6: junk and distractors search for nothing"),
         (change("is_query", 0, "maybe"), "row 2: is_query 'maybe' is not true or false"),

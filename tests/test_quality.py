@@ -210,7 +210,9 @@ def test_frames_that_the_truth_does_not_list_are_not_compared(mars, run, tmp_pat
     said = pd.read_csv(mars / "frames.csv")
     some = said[said["path"].str.startswith("bbox_train")].iloc[::2]
     some.to_csv(tmp_path / "some.csv", index=False)
-    rows = quality(run, tmp_path / "out", truth=tmp_path / "some.csv", split="train", tracklets=1).rows
+    found = quality(run, tmp_path / "out", truth=tmp_path / "some.csv", split="train", tracklets=1)
+    rows, left = found.rows, len(found.frames) - len(some)
+    assert f"{left:,} of {len(found.frames):,} frames are not in {tmp_path / 'some.csv'} and are not" in found.text()
     bad = some["occluded"] | some["foreign"]
     assert (rows[-1].frames, rows[-1].others) == (bad.sum(), (~bad).sum())
 
@@ -404,7 +406,7 @@ def test_other_data_than_those_of_the_training_are_refused(mars, run, tmp_path):
         ("path\na.jpg\n", "has no column of true and false beside path;"),
         ("path,occluded\na.jpg,True\na.jpg,False\n", "lists a.jpg twice"),
         ("", "cannot be read as a CSV"),
-        (None, "cannot be read as a CSV"),
+        (None, "truth.csv is not there"),
     ],
 )
 def test_a_truth_that_says_nothing_is_refused(run, tmp_path, text, said):

@@ -722,3 +722,14 @@ def test_few_classes_are_said_to_have_too_narrow_intervals():
     x = np.random.default_rng(0).standard_normal((60, 4))
     assert "intervals are too narrow" in evaluate(x, np.arange(60) % 19, ks=(1,)).markdown()
     assert "too narrow" not in evaluate(x, np.arange(60) % 20, ks=(1,)).markdown()
+
+
+def test_a_gallery_that_is_too_small_for_a_k_of_its_protocol_goes_without_it():
+    x, labels = np.random.default_rng(0).standard_normal((12, 4)), np.arange(12) % 4
+    with pytest.warns(EvaluationWarning, match=r"Without K = 10, 20 of its protocol: a query has 8 others\."):
+        report = evaluate(
+            x, labels + 1, queries=np.arange(12) < 4, cameras=np.arange(12) // 4, protocol="mars-torchreid"
+        )
+    assert [name for name in report.metrics if name.startswith("recall")] == ["recall@1", "recall@5"]
+    with pytest.raises(InputError, match="Recall@K was asked for K = 10"):
+        evaluate(x, labels, ks=(10, 12))

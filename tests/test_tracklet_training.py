@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from PIL import Image
 
 from metricweight.checks import InputError
 from metricweight.data import manifest
-from metricweight.data.images import from_manifest
+from metricweight.data.images import Images, Roles, from_manifest
 from metricweight.data.tracklets import ClipSampler
 from metricweight.data.transforms import View
 from metricweight.models.heads import embedder
@@ -710,3 +711,67 @@ def test_other_tracklets_are_other_data(tmp_path):
         path = written(tmp_path / "data", table, np.zeros((8, 8, 8, 3), np.uint8), "self", f"{number}.csv")
         stamps.add(from_manifest(path).stamp)
     assert len(stamps) == 3
+
+
+# ---- a table of one's own
+
+
+def own(folder, protocol="gallery", **change):
+    """Six people in two cameras with queries, the fourth row of the test half changed."""
+    parts = [
+        rows([2] * 4, [1, 1, 2, 2], "train", [1, 2, 1, 2]),
+        rows([1] * 8, [5, 5, 6, 6, 7, 7, 8, 8], "test", [1, 2] * 4, 9),
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    table["is_query"] = table.index.isin([8, 10])
+    table["is_gallery"] = ~table["is_query"]
+    for name, value in change.items():
+        table[name] = False if isinstance(value, bool) and name not in table else table[name]
+        table.loc[11, name] = value
+    return written(folder, table, np.zeros((len(table), 8, 8, 3), np.uint8), protocol)
+
+
+def checked(path):
+    t = prepared(
+        read("folder", [f"data.root={path}", *SMALL, "data.size=8", "batch.classes=2", "data.validation=0"]),
+        Processes(),
+    )
+    judging.check_judging(t)
+    return t
+
+
+def test_a_protocol_that_does_not_go_by_cameras_says_so(tmp_path, capfd):
+    checked(own(tmp_path / "gallery"))
+    assert "Cameras are known, but protocol gallery does not go by them" in capfd.readouterr().out
+    checked(own(tmp_path / "mars", "mars-official"))
+    assert "Cameras are known" not in capfd.readouterr().out
+
+
+def test_a_camera_that_the_protocol_needs_and_nobody_knows_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"the camera of 1 of 8 test pictures is not known, such as .*frames.npy:11;"):
+        checked(own(tmp_path / "one", "mars-torchreid", camera=-1))
+
+
+def test_junk_that_the_protocol_would_rank_is_refused(tmp_path, metricweight):
+    path = own(tmp_path / "own", is_junk=True, label=-1)
+    with pytest.raises(
+        InputError, match=r"1 rows of junk, such as frames.npy of label -1, which protocol gallery would"
+    ):
+        checked(path)
+    code, out, err = metricweight(
+        "data", path, "--protocol", "mars-official:ap=step", "--out", tmp_path / "own" / "new.csv"
+    )
+    assert code == 0, err
+    assert "protocol mars-official:ap=step" in out
+    code, _, err = metricweight("data", path, "--protocol", "mars-oficial", "--out", tmp_path / "own" / "other.csv")
+    assert code == 2
+    assert "did you mean mars-official?" in err
+    assert metricweight("data", path, "--protocol", "mars-official")[0] == 2  # nowhere to write it
+
+
+def test_junk_and_distractors_are_no_classes():
+    labels, numbers = np.array([0, 0, 1, 2, 2, 3]), np.array([-1, -1, 0, 4, 4, 7])
+    known = Roles("mars-official", numbers, np.zeros(6, bool), np.ones(6, np.int16))
+    some = Images(None, labels, [], [], 3, "", roles=known)
+    assert pictures.classes_of(some, np.arange(6)) == {2: 2, 3: 1}
+    assert pictures.classes_of(replace(some, roles=None), np.arange(6)) == {0: 2, 1: 1, 2: 2, 3: 1}
