@@ -1,7 +1,7 @@
 """Ways in which tracklets are learned from and judged, beside plain means of frames, on a replica of MARS.
 
     python benchmarks/tracklets.py
-    python benchmarks/tracklets.py --size 12 --seeds 5 --words steps=200
+    python benchmarks/tracklets.py --size 12 --seeds 3 4 --words steps=200
 
 Trains the recipe `people` for each row of ROWS and each seed; all else is the same, the order of batches too. Each is
 tested by mars-official and compared with the row `mean` of the same seed, query by query; what `metricweight compare`
@@ -92,7 +92,7 @@ def results(folder: Path, words: list[str]) -> Iterator[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=8, help="of the replica, which has n times six people in each half")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--words", nargs="*", default=[], help="changes to the recipe")
     asked = parser.parse_args()
     words = " ".join(asked.words) or "the recipe as it is"
@@ -101,13 +101,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         manifest = Path(scratch) / "mars.csv"
         run("prepare", "mars", "--replica", Path(scratch) / "mars", "--size", asked.size, "--out", manifest)
-        for seed in range(asked.seeds):
+        for seed in asked.seeds:
             given = [f"data.root={manifest}", f"seed={seed}", *asked.words]
             for name, cell in results(Path(scratch) / str(seed), given):
                 rows.setdefault(name, []).append(cell)
                 print(f"seed {seed}: {name}: {cell}", file=sys.stderr, flush=True)
-    print(f"| | {' | '.join(f'mAP, seed {seed}' for seed in range(asked.seeds))} |")
-    print(f"|:--|{':--|' * asked.seeds}")
+    print(f"| | {' | '.join(f'mAP, seed {seed}' for seed in asked.seeds)} |")
+    print(f"|:--|{':--|' * len(asked.seeds)}")
     for name, cells in rows.items():
         print(f"| {name} | {' | '.join(cells)} |")
 
