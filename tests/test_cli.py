@@ -255,7 +255,7 @@ def test_image_to_video_and_multi_query_are_rows_of_their_own(metricweight, tmp_
     )
     assert code == 0, err
     names = list(json.loads((tmp_path / "x.report.json").read_text())["models"])
-    persons = ("market1501", "mars-official", "mars-ap3d", "mars-torchreid")
+    persons = ("mars-official", "market1501", "mars-ap3d", "mars-torchreid")  # that of the file first
     assert names == [f"x, {name}{more}" for name in persons for more in ("", ", image-to-video", ", multi-query")]
 
 
