@@ -241,7 +241,8 @@ def _weighted(settings: Settings) -> Mapping[str, Any] | None:
 
 
 def _names(settings: Settings) -> str:
-    return " + ".join(part["name"] for part in settings.of_pictures)
+    of_frames = "of its frames, " if settings.frame_losses else ""
+    return of_frames + " + ".join(part["name"] for part in settings.of_pictures)
 
 
 def _mode(made: Weighting, variance: float) -> float | None:

@@ -257,9 +257,9 @@ def read(recipe: str, words: Iterable[str] = ()) -> Settings:
 def changed(settings: Settings, words: Iterable[str]) -> Settings:
     """Some settings, changed by words, as `read` does it."""
     values, words = settings.model_dump(), list(words)
-    clips = [word.partition("=")[2] for word in words if word.startswith("tracklets.test_clip=")]
-    if clips and clips[-1] == "all":
-        values["tracklets"]["test_frames"] = None
+    if not words:
+        return settings
+    _drop_what_belongs_to_others(values, words)
     for word in words:
         _set(values, word)
     return _useful(resolve(values))
@@ -273,7 +273,16 @@ def _useful(settings: Settings) -> Settings:
 
 
 def _drop_what_belongs_to_others(values: dict[str, Any], words: Sequence[str]) -> None:
-    """Another schedule or optimiser than the recipe's leaves behind what the recipe says of its own."""
+    """Another schedule, optimiser or kind of clip than the recipe's leaves behind what the recipe says of its own."""
+    tracklets, given = values.get("tracklets"), dict(word.partition("=")[::2] for word in words)
+    if isinstance(tracklets, dict):
+        if given.get("tracklets.test_clip") == "all":
+            tracklets.pop("test_frames", None)
+        if given.get("tracklets.clip", "consecutive") != "consecutive":
+            tracklets.pop("stride", None)
+        if given.get("tracklets.frames") in ("1", "null"):
+            for name in ("stride", "fusion", *(["clip"] if given["tracklets.frames"] == "null" else [])):
+                tracklets.pop(name, None)
     optimizer = values.get("optimizer")
     if not isinstance(optimizer, dict):
         return

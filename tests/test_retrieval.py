@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metricweight.checks import InputError
-from metricweight.retrieval import Expand, Rerank, evaluate, evaluation
+from metricweight.retrieval import Expand, Protocol, Rerank, evaluate, evaluation
 from metricweight.retrieval.evaluation import as_bytes
 from metricweight.retrieval.expansion import expanded
 from metricweight.retrieval.points import together
@@ -733,3 +733,5 @@ def test_a_gallery_that_is_too_small_for_a_k_of_its_protocol_goes_without_it():
     assert [name for name in report.metrics if name.startswith("recall")] == ["recall@1", "recall@5"]
     with pytest.raises(InputError, match="Recall@K was asked for K = 10"):
         evaluate(x, labels, ks=(10, 12))
+    with pytest.raises(InputError, match="ks must be whole numbers"):
+        evaluate(x, labels, protocol=Protocol("own", "self", ks=("1",)))

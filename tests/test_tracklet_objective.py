@@ -288,6 +288,22 @@ def test_all_frames_may_be_taken_where_some_were():
     some = read("folder", ["data.root=x", "tracklets.test_clip=first", "tracklets.test_frames=3"])
     assert changed(some, ["tracklets.test_clip=all"]).tracklets.seen == "all frames, mean"
     assert changed(some, ["tracklets.test_frames=5"]).tracklets.seen == "first 5 frames, mean"
+    assert changed(some, []) is some
+
+
+def test_other_clips_than_the_recipes_leave_behind_what_it_says_of_its_own(tmp_path):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        "data: {source: folder, root: x}\nloss: {name: cce}\n"
+        "tracklets: {frames: 4, clip: consecutive, stride: 8, fusion: max, test_clip: first, test_frames: 3}\n"
+    )
+    alone = read(str(recipe), ["tracklets.frames=1"]).tracklets
+    assert (alone.frames, alone.stride, alone.fusion) == (1, 1, "mean")
+    assert read(str(recipe), ["tracklets.frames=null"]).tracklets.learned == "single frames"
+    assert read(str(recipe), ["tracklets.clip=random"]).tracklets.learned == "clips of 4 frames, random, fused by max"
+    assert read(str(recipe), ["tracklets.test_clip=all"]).tracklets.seen == "all frames, mean"
+    with pytest.raises(InputError, match="stride is of several frames"):
+        read(str(recipe), ["tracklets.frames=1", "tracklets.stride=2"])
 
 
 def test_what_a_tracklet_is_judged_by_has_a_name():

@@ -753,25 +753,37 @@ def test_a_camera_that_the_protocol_needs_and_nobody_knows_is_named(tmp_path):
 
 
 def test_junk_that_the_protocol_would_rank_is_refused(tmp_path, metricweight):
-    path = own(tmp_path / "own", is_junk=True, label=-1)
+    path, new = own(tmp_path / "own", is_junk=True, label=-1), tmp_path / "own" / "new.csv"
     with pytest.raises(
         InputError, match=r"1 rows of junk, such as frames.npy of label -1, which protocol gallery would"
     ):
         checked(path)
-    code, out, err = metricweight(
-        "data", path, "--protocol", "mars-official:ap=step", "--out", tmp_path / "own" / "new.csv"
-    )
+    code, out, err = metricweight("data", path, "--protocol", "mars-official:junk=-1+-2", "--out", new)
     assert code == 0, err
-    assert "protocol mars-official:ap=step" in out
+    assert "protocol mars-official:junk=-1+-2" in out
+    checked(new)
+    checked(own(tmp_path / "outside", is_junk=True, label=-1, is_gallery=False))  # which nobody ranks
     code, _, err = metricweight("data", path, "--protocol", "mars-oficial", "--out", tmp_path / "own" / "other.csv")
     assert code == 2
     assert "did you mean mars-official?" in err
     assert metricweight("data", path, "--protocol", "mars-official")[0] == 2  # nowhere to write it
 
 
+def test_somebody_whose_number_the_protocol_gives_to_distractors_is_not_lost(tmp_path):
+    path = own(tmp_path / "zero", "mars-official", label=0)
+    with pytest.raises(
+        InputError, match=r"1 rows such as frames.npy of label 0, which is somebody here .*distractors=none"
+    ):
+        checked(path)
+    checked(own(tmp_path / "told", "mars-official:junk=none,distractors=none", label=0))
+    checked(own(tmp_path / "said", "mars-official", label=0, is_distractor=True))
+
+
 def test_junk_and_distractors_are_no_classes():
     labels, numbers = np.array([0, 0, 1, 2, 2, 3]), np.array([-1, -1, 0, 4, 4, 7])
     known = Roles("mars-official", numbers, np.zeros(6, bool), np.ones(6, np.int16))
     some = Images(None, labels, [], [], 3, "", roles=known)
-    assert pictures.classes_of(some, np.arange(6)) == {2: 2, 3: 1}
-    assert pictures.classes_of(replace(some, roles=None), np.arange(6)) == {0: 2, 1: 1, 2: 2, 3: 1}
+    assert pictures.classes_of(some, np.arange(6), "test") == {2: 2, 3: 1}
+    everybody = {0: 2, 1: 1, 2: 2, 3: 1}
+    assert pictures.classes_of(some, np.arange(6), "train") == everybody  # somebody may have such a number there
+    assert pictures.classes_of(replace(some, roles=None), np.arange(6), "test") == everybody

@@ -205,7 +205,6 @@ def _splits(listed: "Manifest", path: Path) -> dict[str, Indices]:
     protocol that does not know them.
     """
     from metricweight.data import manifest
-    from metricweight.retrieval.protocol import named
 
     table = listed.table
     split = table["split"].astype(str).to_numpy()
@@ -226,23 +225,41 @@ def _splits(listed: "Manifest", path: Path) -> dict[str, Indices]:
         )
     if not own:
         return {}
-    junk = np.flatnonzero(ranked & table["is_junk"].to_numpy())
-    if len(junk) and listed.about.protocol != "self":
-        known = named(listed.about.protocol).junk
-        wrong = junk[~np.isin(table["label"].to_numpy()[junk], known)]
-        if len(wrong):
-            raise InputError(
-                f"{path} has {len(wrong):,} rows of junk, such as {table['path'].iloc[wrong[0]]} of label "
-                f"{table['label'].iloc[wrong[0]]}, which protocol {listed.about.protocol} would rank (its junk: "
-                f"{', '.join(map(str, known)) or 'none'}). Choose another: metricweight data {path} --protocol NAME "
-                '--out NEW.csv; or take them out with --where "not is_junk".'
-            )
     judged = (table["is_query"] | table["is_gallery"]).to_numpy()
+    _check_kinds(listed, path, ranked & judged)
     return {
         name: np.flatnonzero((split == name) & (judged | (split == "train")))
         for name in ("train", "validation", "test")
         if name in there
     }
+
+
+def _check_kinds(listed: "Manifest", path: Path, ranked: NDArray[np.bool_]) -> None:
+    """Raises InputError where the protocol would take junk for somebody, or somebody for junk or a distractor.
+
+    ranked  [N] the rows that it ranks
+    """
+    from metricweight.data import manifest
+    from metricweight.retrieval.protocol import among, named
+
+    table, rules = listed.table, named(listed.about.protocol)
+    labels = table["label"].to_numpy()
+    junk = np.flatnonzero(ranked & table["is_junk"].to_numpy() & ~among(labels, rules.junk))
+    if len(junk):
+        raise InputError(
+            f"{path} has {len(junk):,} rows of junk, such as {table['path'].iloc[junk[0]]} of label {labels[junk[0]]}, "
+            f"which protocol {rules.name} would rank (its junk: {', '.join(map(str, rules.junk)) or 'none'}). Choose "
+            f"another: metricweight data {path} --protocol NAME --out NEW.csv; or take them out with --where "
+            '"not is_junk".'
+        )
+    lost = np.flatnonzero(ranked & manifest.ordinary(table) & among(labels, (*rules.junk, *rules.distractors)))
+    if len(lost):
+        label, base = labels[lost[0]], rules.name.partition(":")[0]
+        raise InputError(
+            f"{path} has {len(lost):,} rows such as {table['path'].iloc[lost[0]]} of label {label}, which is somebody "
+            f"here and is junk or a distractor by protocol {rules.name}. Give the label another number, or say that "
+            f"there are none: metricweight data {path} --protocol {base}:junk=none,distractors=none --out NEW.csv"
+        )
 
 
 def decode(path: Path, channels: int, member: int = -1, at_least: int | None = None) -> Tensor:

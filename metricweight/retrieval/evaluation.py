@@ -151,7 +151,7 @@ def evaluate(
     valid = positives > 0
     _refuse_missing(valid, cast, rules, missing)
     smallest = int(ranked[valid].min())
-    wanted = _checked_ks([k for k in rules.ks if k <= smallest] or [1] if ks is None else ks, smallest)
+    wanted = _checked_ks(rules.ks, smallest, all_=False) if ks is None else _checked_ks(ks, smallest)
     given = search
     if expand is not None:
         search = _expanded(search, cast, expand, budget)
@@ -372,12 +372,14 @@ def _refuse_missing(valid: NDArray[np.bool_], cast: Roles, rules: Protocol, miss
         )
 
 
-def _checked_ks(ks: Sequence[int], smallest: int) -> list[int]:
-    """In order, each once; `smallest` is how many items a query ranks at least."""
+def _checked_ks(ks: Sequence[int], smallest: int, all_: bool = True) -> list[int]:
+    """In order, each once; `smallest` is how many items a query ranks at least. Not `all_`: without those above it."""
     given = list(ks) if isinstance(ks, Iterable) else []
     if not given or any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) for k in given):
         raise InputError(f"ks must be whole numbers such as (1, 2, 4, 8), got {ks!r}.")
     checked = sorted({int(k) for k in given})
+    if not all_:
+        checked = [k for k in checked if k <= smallest] or [1]
     if checked[0] < 1 or checked[-1] > smallest:
         raise InputError(
             f"Recall@K was asked for K = {', '.join(map(str, checked))}, but a query has {smallest:,} others to be "

@@ -209,7 +209,7 @@ def _refuse_unknown_cameras(protocol: Protocol, what: str, items: Items | None) 
     """Of junk and distractors the camera may be unknown: nobody searches for them."""
     if items is None or items.cameras is None:
         return
-    unknown = (items.cameras < 0) & ~_among(items.labels, protocol.junk + protocol.distractors)
+    unknown = (items.cameras < 0) & ~among(items.labels, protocol.junk + protocol.distractors)
     if unknown.any():
         raise InputError(
             f"protocol {protocol.name} leaves a query's own camera out, and that of {int(unknown.sum()):,} of "
@@ -222,7 +222,7 @@ def _assigned(protocol: Protocol, table: Items, other: Items | None, chosen: NDA
     left_out: dict[str, int] = {}
     given = np.arange(len(table.labels))
     if other is None:
-        kept = ~_among(table.labels, protocol.junk)
+        kept = ~among(table.labels, protocol.junk)
         left_out["junk"] = int((~kept).sum())
         table, chosen, given = table.only(kept), chosen[kept], given[kept]
         if protocol.gallery in ("rest", "given"):
@@ -233,7 +233,7 @@ def _assigned(protocol: Protocol, table: Items, other: Items | None, chosen: NDA
             itself = np.flatnonzero(chosen)
         rows = given[chosen]
     else:
-        kept, there = ~_among(table.labels, protocol.junk), ~_among(other.labels, protocol.junk)
+        kept, there = ~among(table.labels, protocol.junk), ~among(other.labels, protocol.junk)
         left_out["junk"] = int((~kept).sum() + (~there).sum())
         first, second, rows = table.only(kept), other.only(there), given[kept]
         if first.embeddings.shape[1] != second.embeddings.shape[1]:
@@ -257,7 +257,7 @@ def _assigned(protocol: Protocol, table: Items, other: Items | None, chosen: NDA
         if protocol.gallery == "given" and protocol.same_camera == "ranked":
             left_out["queries that are in the gallery"] = int((itself >= 0).sum())
             itself = np.full(len(first.labels), -1)
-    seeking = ~_among(first.labels, protocol.distractors)
+    seeking = ~among(first.labels, protocol.distractors)
     left_out["queries that are distractors"] = int((~seeking).sum())
     first, itself, rows = first.only(seeking), itself[seeking], rows[seeking]
     same = second is first
@@ -267,7 +267,7 @@ def _assigned(protocol: Protocol, table: Items, other: Items | None, chosen: NDA
         what = "queries" if not len(first.labels) else "gallery"
         raise InputError(f"by protocol {protocol.name} nothing that was given is left as {what} ({protocol.rules()}).")
     classes, (numbers, others) = _numbered(first.labels, second.labels)
-    left_out["distractors"] = int(_among(second.labels, protocol.distractors).sum())
+    left_out["distractors"] = int(among(second.labels, protocol.distractors).sum())
     own_camera = other_camera = None
     if protocol.same_camera == "left out":
         if first.cameras is None or second.cameras is None:
@@ -343,7 +343,7 @@ def _chosen(queries: Any, count: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def _among(labels: Array, some: tuple[Label, ...]) -> NDArray[np.bool_]:
+def among(labels: Array, some: tuple[Label, ...]) -> NDArray[np.bool_]:
     """Which labels [N] are among some, compared as they are written."""
     if not some:
         return np.zeros(len(labels), dtype=bool)

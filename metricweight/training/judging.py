@@ -17,7 +17,7 @@ from metricweight.data.split import Indices
 from metricweight.models.heads import Embedder
 from metricweight.progress import say
 from metricweight.retrieval import Protocol, Report, evaluate
-from metricweight.retrieval.protocol import named
+from metricweight.retrieval.protocol import among, named
 from metricweight.retrieval.report import EvaluationWarning
 from metricweight.training import checkpoint
 from metricweight.training.embedding import embed_images, write_embeddings
@@ -153,7 +153,7 @@ def _check_cameras(t: Training) -> None:
     if roles is None or not len(rows):
         return
     rules = named(roles.protocol)
-    ordinary = rows[~np.isin(roles.numbers[rows], [*rules.junk, *rules.distractors])]
+    ordinary = rows[~among(roles.numbers[rows], (*rules.junk, *rules.distractors))]
     unknown = ordinary[roles.cameras[ordinary] < 0]
     if rules.same_camera == "left out" and len(unknown):
         raise InputError(
@@ -161,7 +161,7 @@ def _check_cameras(t: Training) -> None:
             f"of {len(ordinary):,} test pictures is not known, such as {t.images.names[unknown[0]]}; write it into the "
             "manifest, take them out, or choose another protocol with metricweight data ... --protocol NAME."
         )
-    if rules.same_camera == "ranked" and len(unknown) < len(ordinary):
+    if rules.same_camera == "ranked" and len(np.unique(roles.cameras[ordinary])) > 1:
         say(
             f"Cameras are known, but protocol {roles.protocol} does not go by them: what a query's own camera saw "
             "counts as found. metricweight data ... --protocol NAME chooses another."

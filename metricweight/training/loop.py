@@ -248,7 +248,7 @@ def _asked(t: Training) -> Iterator[threading.Event]:
 def _described(t: Training) -> str:
     images, settings = t.images, t.settings
     parts = [
-        f"{name} {len(indices):,}{_in_tracklets(images, indices)} of {len(classes_of(images, indices)):,} classes"
+        f"{name} {len(indices):,}{_in_tracklets(images, indices)} of {len(classes_of(images, indices, name)):,} classes"
         for name, indices in t.splits.items()
     ]
     parameters = sum(p.numel() for p in t.model.parameters())

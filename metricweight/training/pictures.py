@@ -14,7 +14,7 @@ from metricweight.data.split import Indices, split_by_class
 from metricweight.data.transforms import View
 from metricweight.models.backbones import expected_pixels
 from metricweight.progress import say, track
-from metricweight.retrieval.protocol import named
+from metricweight.retrieval.protocol import among, named
 from metricweight.settings import DataSettings, Settings
 from metricweight.training.distributed import Processes
 
@@ -106,14 +106,13 @@ def items_of(images: Images, indices: Indices) -> Items:
     return Items(place[of], indices[first[order]])
 
 
-def classes_of(images: Images, indices: Indices) -> dict[int, int]:
-    """How many of the images at `indices` each class has; what the protocol calls junk or a distractor is no class."""
+def classes_of(images: Images, indices: Indices, split: str) -> dict[int, int]:
+    """How many of the images at `indices` each class has. In a test half, what its protocol calls junk or a distractor
+    is no class."""
+    if images.roles is not None and split == "test":
+        rules = named(images.roles.protocol)
+        indices = indices[~among(images.roles.numbers[indices], (*rules.junk, *rules.distractors))]
     labels, counts = np.unique(images.labels[indices], return_counts=True)
-    if images.roles is not None:
-        rules, first = named(images.roles.protocol), np.unique(images.labels[indices], return_index=True)[1]
-        numbers = images.roles.numbers[indices[first]]
-        real = ~np.isin(numbers, [*rules.junk, *rules.distractors])
-        labels, counts = labels[real], counts[real]
     return dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
 

@@ -49,7 +49,7 @@ def dry_run(settings: Settings, origins: Mapping[str, str], as_json: bool) -> No
 def _data(t: Training) -> dict[str, dict[str, int]]:
     table = {}
     for name, indices in t.splits.items():
-        sizes = np.array(list(classes_of(t.images, indices).values()), dtype=np.int64)
+        sizes = np.array(list(classes_of(t.images, indices, name).values()), dtype=np.int64)
         some = len(sizes) > 0
         tracklets = {} if t.images.tracklets is None else {"tracklets": len(items_of(t.images, indices).first)}
         table[name] = {

@@ -435,7 +435,7 @@ def _read_truth(path: Path) -> "pd.DataFrame":
     """The columns of true and false of a CSV, by path."""
     import pandas as pd
 
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"--truth {path} is not there.")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)

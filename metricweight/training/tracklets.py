@@ -95,8 +95,18 @@ class TrackletObjective(nn.Module):
         if self.fusion == "self_attention":
             found: Tensor = self.attentions[level](self._clips(x))
             return found
-        w = frame_weights(self.frames, self.fusion, x, labels, level)
-        return w if w is None else w.to(x.dtype).reshape(-1, self.length)
+        if self.frames is None or self.fusion not in ("class_aware", "quality"):
+            return None
+        with torch.no_grad():
+            own = self.frames.outputs(labels)
+            if self.fusion == "class_aware":
+                attention: Any = self.frames.attentions[level]
+                w: Tensor = attention.attention(x, own)
+            else:
+                logits = self.frames.class_logits(x, level)
+                assert logits is not None
+                w = quality(own_probability(logits, own))
+        return w.to(x.dtype).reshape(-1, self.length)
 
     def counted(self, embeddings: Tensor, gradient: Tensor, labels: Tensor) -> tuple[Objective, Tensor, Tensor, Tensor]:
         """What `forward` judged: by which objective, embeddings, their gradients and labels. The gradient of a clip is
@@ -131,23 +141,6 @@ def _of(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> Settings:
     return settings.model_copy(update=change)
 
 
-def frame_weights(judge: Objective | None, fusion: str, x: Tensor, labels: Tensor, level: int = -1) -> Tensor | None:
-    """How much frames count by what an objective on frames knows of their identity, [B], constants; None: all the same.
-
-    x  [B, D] embeddings of a level
-    """
-    if judge is None or fusion not in ("class_aware", "quality"):
-        return None
-    with torch.no_grad():
-        if fusion == "class_aware":
-            attention: Any = judge.attentions[level]
-            found: Tensor = attention.attention(x, judge.outputs(labels))
-            return found
-        logits = judge.class_logits(x, level)
-        assert logits is not None
-        return quality(own_probability(logits, judge.outputs(labels)))
-
-
 def objective_for(settings: Settings, labels: Tensor, levels: int, dim: int) -> Objective | TrackletObjective:
     """The objective of some settings; the arguments are those of `Objective`."""
     kind = Objective if settings.tracklets.frames is None else TrackletObjective
@@ -175,8 +168,8 @@ def frames_judged(images: Images, indices: Indices, asked: TrackletSettings) -> 
     if images.tracklets is None or images.frames is None:
         if asked.seen != TrackletSettings().seen:
             raise InputError(
-                f"tracklets were to be judged by {asked.seen}, but the pictures are of no tracklets; leave out "
-                "tracklets.test_clip, test_frames and test_fusion."
+                f"tracklets were to be judged by {asked.seen}, but the pictures are of no tracklets; set "
+                "tracklets.test_clip=all and tracklets.test_fusion=mean."
             )
         return indices
     of = items_of(images, indices).of
