@@ -54,17 +54,12 @@ class TrackletObjective(nn.Module):
             self.frames = Objective(_of(settings, settings.frame_losses), labels, levels, dim)
         each = range(levels)
         self.attentions = nn.ModuleList(FrameAttention(dim) for _ in each if asked.fusion == "self_attention")
-        lacks = "frame_losses=[{name: cce}], or another loss on logits"
-        if asked.fusion == "class_aware":
-            lacks = (
-                f"frame_losses=[{{name: online_soft_mining}}] and attention.form={settings.attention.form or 'poster'}"
-            )
-        judges: Any = {
-            "quality": self.frames and (self.frames.classifiers or self.frames.attentions),
-            "class_aware": self.frames and self.frames.attentions,
-        }
-        if not judges.get(asked.fusion, True):
-            raise InputError(f"tracklets.fusion={asked.fusion} weighs frames by what is learned of them; set {lacks}.")
+        frames, weighs = self.frames, f"tracklets.fusion={asked.fusion} weighs frames by what is learned of them; set"
+        if asked.fusion == "class_aware" and not (frames and frames.attentions):
+            form = settings.attention.form or "poster"
+            raise InputError(f"{weighs} frame_losses=[{{name: online_soft_mining}}] and attention.form={form}.")
+        if asked.fusion == "quality" and not (frames and (frames.classifiers or frames.attentions)):
+            raise InputError(f"{weighs} frame_losses=[{{name: cce}}], or another loss on logits.")
 
     def forward(self, embeddings: Tensor, labels: Tensor, step: int) -> Judged:
         """The loss of a batch. The arguments are those of `Objective`: embeddings [B, L D] and labels [B] of frames,
@@ -218,17 +213,18 @@ def fuser(settings: Settings, objective: Objective | TrackletObjective | None) -
             "set frame_losses=[{name: cce}], or tracklets.test_fusion=mean."
         )
 
-    def weighted(frames: Tensor, of: Tensor, count: int) -> Tensor:
-        made = []
-        for level, x in enumerate(objective.sets.split(frames)):
-            if judge is not None and rule == "quality":
-                logits = judge.class_logits(x, level)
-                assert logits is not None
-                w = quality(logits.softmax(1).amax(1))
-            else:
-                attention = objective.attentions[level]
-                w = torch.cat([attention(own[None])[0] for own in torch.split(x, torch.bincount(of).tolist())])
-            made.append(of_each(x, of, count, w))
-        return torch.cat(made, 1)
+    def by_quality(x: Tensor, of: Tensor, level: int) -> Tensor:
+        logits: Any = judge and judge.class_logits(x, level)
+        return quality(logits.softmax(1).amax(1))
 
-    return torch.inference_mode()(weighted)
+    def by_attention(x: Tensor, of: Tensor, level: int) -> Tensor:
+        attention = objective.attentions[level]
+        return torch.cat([attention(own[None])[0] for own in torch.split(x, torch.bincount(of).tolist())])
+
+    @torch.inference_mode()
+    def weighted(frames: Tensor, of: Tensor, count: int) -> Tensor:
+        weights = by_quality if rule == "quality" else by_attention
+        levels = enumerate(objective.sets.split(frames))
+        return torch.cat([of_each(x, of, count, weights(x, of, level)) for level, x in levels], 1)
+
+    return weighted
