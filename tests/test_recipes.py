@@ -88,7 +88,7 @@ def test_a_recipe_says_where_it_comes_from_beside_its_settings(name):
     assert all(sentence.endswith(".") for sentence in [*about.source, *about.uncertain])
     assert (about.data is not None) == recipe.needs_data == (len(about.uncertain) > 0)
     assert isinstance(about.published, Result) == (name in PUBLISHED)
-    assert (about.obtained is not None) == (name == "glyphs")
+    assert (about.obtained is not None) == (name in ("glyphs", "people"))
 
 
 @pytest.mark.parametrize("name", ON_A_REPLICA)
@@ -438,3 +438,11 @@ def test_a_recipe_trains_on_the_replica_of_its_data_and_ends_with_a_report(name,
     with np.load(tmp_path / "run" / "embeddings.npz") as found:
         assert found["embeddings"].shape[1] == len(settings.model.levels) * (settings.model.embedding_size or features)
     assert "replica" in (replica(RECIPES[name].about.data).with_suffix(".csv.json")).read_text()
+
+
+def test_what_was_obtained_of_people_is_what_the_readme_says():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    row = next(line for line in readme.splitlines() if line.startswith("| mars-official |"))
+    mean_average_precision, recall = (float(row.split("|")[place].split("±")[0]) for place in (4, 6))
+    numbers = RECIPES["people"].about.obtained.numbers
+    assert numbers == {"recall@1": round(recall, 1), "map": round(mean_average_precision, 1)}
