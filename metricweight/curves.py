@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def emphasis(specs: Sequence[str], run: Path | None, out: Path | None, overwrite
     if run is not None:
         histogram, settings = _histogram(run), read(str(run / "settings.yaml"))
         said.append(_about(run, settings, histogram))
-        if not specs and (part := _weighted(settings)):
+        if not specs and (part := settings.weighed_by(settings.of_pictures)):
             specs = [weighting_spec(part)]
         elif not specs:
             specs = COMPARED
@@ -232,12 +232,6 @@ def _p_of(settings: Settings | None) -> str:
     if settings is not None and all(LOSSES[part["name"]].kind == "pair" for part in settings.of_pictures):
         return "the match probability"
     return OWN
-
-
-def _weighted(settings: Settings) -> Mapping[str, Any] | None:
-    """By what a run weighs examples over their p."""
-    rows = (part for part in settings.of_pictures if LOSSES[part["name"]].kind == "example")
-    return settings.weighting or next(rows, None)
 
 
 def _names(settings: Settings) -> str:

@@ -221,6 +221,10 @@ class Settings(_Strict):
         """The losses of single pictures, which the p of a log is of; where there are none, those of whole clips."""
         return self.frame_losses or [self.loss, *self.plus]
 
+    def weighed_by(self, rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        """What weighs examples over their p: `weighting`, else the first of some losses of kind "example"; or None."""
+        return self.weighting or next((part for part in rows if LOSSES[part["name"]].kind == "example"), None)
+
     @property
     def loss_row(self) -> Loss:
         return LOSSES[self.loss["name"]]

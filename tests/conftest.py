@@ -45,6 +45,30 @@ def metricweight(monkeypatch, capfd, tmp_path) -> Callable[..., tuple[int, str, 
     return run
 
 
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of about eight pictures, embedded four at once."""
+    from metricweight.training import embedding, pictures
+
+    monkeypatch.setattr(embedding, "PART", 8)
+    monkeypatch.setattr(pictures, "BLOCK", 4)
+
+
+@pytest.fixture
+def embedded(monkeypatch):
+    """How many pictures were embedded at once, each time."""
+    from metricweight.training import embedding
+
+    sizes, own = [], embedding.embedded
+
+    def counted(network, images, *more):
+        sizes.append(len(images))
+        return own(network, images, *more)
+
+    monkeypatch.setattr(embedding, "embedded", counted)
+    return sizes
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> Path:
     """A short finished run on the digits, trained by the installed command."""

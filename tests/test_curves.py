@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metricweight.checks import InputError
-from metricweight.curves import COLOURS, OWN, Histogram, P, _histogram, _p_of, _weighted, curve, draw, table
+from metricweight.curves import COLOURS, OWN, Histogram, P, _histogram, _p_of, curve, draw, table
 from metricweight.settings import read
 
 SPECS = ["imae:temperature=8", "dm:mode=0.67,beta=12", "cce", "mae"]
@@ -152,4 +152,4 @@ CLIPS = ["data.root=x", "tracklets.frames=4"]
 def test_p_of_a_run_is_of_its_pictures_or_else_of_whole_clips(words, p, weighted):
     settings = read("folder", ["data.root=x", *words])
     assert _p_of(settings) == p
-    assert (_weighted(settings) or {}).get("name") == weighted
+    assert (settings.weighed_by(settings.of_pictures) or {}).get("name") == weighted

@@ -20,7 +20,7 @@ from metricweight.data.transforms import View
 from metricweight.models.heads import embedder
 from metricweight.retrieval import evaluate
 from metricweight.settings import read
-from metricweight.training import checkpoint, embedding, pictures
+from metricweight.training import checkpoint, embedding
 from metricweight.training.embedding import embed
 from metricweight.training.loop import train
 
@@ -46,27 +46,6 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(photos, tmp_path_factory):
     return train(read("folder", [f"data.root={photos}", *RUN]), "folder", tmp_path_factory.mktemp("runs") / "run")
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    """Parts of eight pictures, embedded four at once: the photos make eight parts."""
-    monkeypatch.setattr(embedding, "PART", 8)
-    monkeypatch.setattr(pictures, "BLOCK", 4)
-
-
-@pytest.fixture
-def embedded(monkeypatch):
-    """How many pictures were embedded at once, each time."""
-    sizes = []
-    own = embedding.embedded
-
-    def counted(network, images, *more):
-        sizes.append(len(images))
-        return own(network, images, *more)
-
-    monkeypatch.setattr(embedding, "embedded", counted)
-    return sizes
 
 
 def arrays(path):

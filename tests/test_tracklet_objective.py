@@ -76,6 +76,13 @@ def fused(made, fusion, x):
     return torch.stack(rows)
 
 
+def check_derivatives(made, x, loss, expected):
+    """With respect to the embeddings and all that is learned."""
+    learned = [x, *made.parameters()]
+    for a, b in zip(torch.autograd.grad(loss, learned), torch.autograd.grad(expected, learned), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("fusion", ["mean", "max", "quality", "self_attention"])
 def test_the_gradient_is_that_of_cross_entropy_of_clips_and_of_frames(fusion):
     made, x = objective(fusion=fusion, frame_losses=[{**CCE, "weight": 0.7}]), embeddings()
@@ -83,9 +90,7 @@ def test_the_gradient_is_that_of_cross_entropy_of_clips_and_of_frames(fusion):
     of_clips = F.cross_entropy(made.sets.classifiers[0](fused(made, fusion, x)), OWN[::FRAMES])
     expected = of_clips + 0.7 * F.cross_entropy(made.frames.classifiers[0](x), OWN)
     assert float(found.loss) == pytest.approx(float(expected), rel=1e-12)
-    learned = [x, *made.parameters()]
-    for a, b in zip(torch.autograd.grad(found.loss, learned), torch.autograd.grad(expected, learned), strict=True):
-        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+    check_derivatives(made, x, found.loss, expected)
 
 
 @pytest.mark.parametrize("form", ["poster", "released"])
@@ -99,9 +104,7 @@ def test_soft_mining_of_clips_and_of_frames_fused_by_class_aware_attention(form)
         expected = expected + attention(rows, labels)
     found = made(x, LABELS, 0)
     assert float(found.loss) == pytest.approx(float(expected), rel=1e-12)
-    learned = [x, *made.parameters()]
-    for a, b in zip(torch.autograd.grad(found.loss, learned), torch.autograd.grad(expected, learned), strict=True):
-        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+    check_derivatives(made, x, found.loss, expected)
 
 
 @pytest.mark.parametrize("fusion", ["quality", "class_aware"])

@@ -292,26 +292,6 @@ def test_any_loss_trains_tracklets_and_is_judged_by_the_protocols_of_mars(mars, 
 
 
 @pytest.fixture
-def small_parts(monkeypatch):
-    """Parts of about eight pictures, embedded four at once."""
-    monkeypatch.setattr(embedding, "PART", 8)
-    monkeypatch.setattr(pictures, "BLOCK", 4)
-
-
-@pytest.fixture
-def embedded(monkeypatch):
-    """How many pictures were embedded at once, each time."""
-    sizes, own = [], embedding.embedded
-
-    def counted(network, images, *more):
-        sizes.append(len(images))
-        return own(network, images, *more)
-
-    monkeypatch.setattr(embedding, "embedded", counted)
-    return sizes
-
-
-@pytest.fixture
 def held(monkeypatch):
     """How many frames were held at once, each time."""
     sizes, own = [], embedding._part

@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 
 from metricweight.checks import InputError, nearest
 from metricweight.data.split import Indices
+from metricweight.progress import aligned
 
 SamplerRule = Literal["ranked_list", "per_class", "identity", "remaining", "balanced", "independent", "shuffle"]
 
@@ -217,6 +218,4 @@ class ClassBalancedSampler(Sampler[list[int]]):
 
 def listing() -> str:
     """All rules as a table, a line each."""
-    rows = [Rule("rule", "classes", "images", "a class with fewer", "as in"), *RULES]  # type: ignore[arg-type]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return aligned([("rule", "classes", "images", "a class with fewer", "as in"), *RULES])

@@ -7,6 +7,7 @@ import numpy as np
 from metricweight.checks import InputError, nearest
 from metricweight.data.sampler import ClassBalancedSampler, SamplerRule
 from metricweight.data.split import Indices
+from metricweight.progress import aligned
 
 Clip = Literal["random", "evenly", "restricted", "consecutive"]
 TestClip = Literal["all", "first", "evenly"]
@@ -146,7 +147,7 @@ class ClipSampler:
                 "labels, tracklets and numbers are one for each picture, but there are "
                 f"{len(labels)}, {len(tracklets)} and {len(numbers)}."
             )
-        self.pictures = _grouped(tracklets, numbers)
+        self.pictures = grouped(tracklets, numbers)
         _check_identities(labels, tracklets, self.pictures)
         clip(frames, frames, how, stride, np.random.default_rng(0))  # which says what of these cannot be
         self.frames, self.how, self.stride, self.seed = frames, how, stride, seed
@@ -193,23 +194,26 @@ class ClipSampler:
 
 def listing() -> str:
     """All rules for clips as a table, a line each. n frames of a tracklet, F of a clip."""
-    head = Rule("clip", "of", "frames", "a tracklet with fewer", "as in")  # type: ignore[arg-type]
-    rows = [head, *RULES]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return aligned([("clip", "of", "frames", "a tracklet with fewer", "as in"), *RULES])
 
 
-def _grouped(tracklets: Indices, numbers: Indices) -> list[Indices]:
+def numbered(tracklets: Indices) -> tuple[Indices, Indices]:
+    """Which tracklet each picture is of, [N], counted in the order in which their first pictures come, and where these
+    are, [T]. A still picture, -1, is a tracklet of its own."""
+    keys = np.asarray(tracklets, dtype=np.int64)
+    keys = np.where(keys < 0, -1 - np.arange(len(keys)), keys)
+    _, firsts, of = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(firsts)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return place[of.reshape(-1)], firsts[order]
+
+
+def grouped(tracklets: Indices, numbers: Indices) -> list[Indices]:
     """The pictures of each tracklet by their numbers, tracklets in the order in which their first pictures come."""
-    keys = np.asarray(tracklets, dtype=np.int64).copy()
-    still = keys < 0
-    keys[still] = -1 - np.flatnonzero(still)  # each a tracklet of its own
-    _, firsts, group = np.unique(keys, return_index=True, return_inverse=True)
-    place = np.empty(len(firsts), np.int64)
-    place[np.argsort(firsts)] = np.arange(len(firsts))
-    group = place[group.reshape(-1)]
-    order = np.lexsort((np.asarray(numbers), group))
-    return np.split(order, np.cumsum(np.bincount(group))[:-1]) if len(order) else []
+    of, _ = numbered(tracklets)
+    order = np.lexsort((np.asarray(numbers), of))
+    return np.split(order, np.cumsum(np.bincount(of))[:-1]) if len(order) else []
 
 
 def _check_identities(labels: Indices, tracklets: Indices, pictures: list[Indices]) -> None:

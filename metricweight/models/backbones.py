@@ -15,6 +15,7 @@ from metricweight import files
 from metricweight.checks import InputError, nearest
 from metricweight.models import weights as weight_files
 from metricweight.models.pooling import Pool, average
+from metricweight.progress import aligned
 
 Level = Literal["low", "middle", "high"]
 LEVELS: tuple[Level, ...] = ("low", "middle", "high")
@@ -501,5 +502,4 @@ def listing() -> str:
         pretrained = f"torchvision {row.pretrained}" if row.pretrained else "none"
         rows.append((row.name, row.what, row.paper, features, pictures, pretrained))
     rows.append(("timm:NAME", "a network of timm", "", "", "", "timm"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return aligned(rows)

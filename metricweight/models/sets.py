@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from metricweight.checks import InputError
 from metricweight.pair_weights.class_aware_attention import gaussian
+from metricweight.progress import aligned
 from metricweight.similarity import at_least_float32
 
 Fusion = Literal["mean", "max", "class_aware", "quality", "self_attention"]
@@ -163,9 +164,7 @@ def largest_of_each(frames: Tensor, of: Tensor, count: int) -> Tensor:
 
 def listing() -> str:
     """All rules by which frames become a set as a table, a line each."""
-    rows = [("fusion", "weight of a frame", "at test", "as in"), *FUSIONS]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return aligned([("fusion", "weight of a frame", "at test", "as in"), *FUSIONS])
 
 
 def _scaled(weights: Tensor, top: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -239,14 +239,19 @@ def load(run: Path) -> tuple[Embedder, Settings, State]:
     try:
         settings = resolve(state["settings"])
         model = blank(settings, state["channels"])
-        average = state.get("average") or {}
-        own = "module.0."  # of the network; the objective is module.1
-        weights = {name.removeprefix(own): x for name, x in average.items() if name.startswith(own)}
-        model.load_state_dict(weights or state["model"])
+        model.load_state_dict(learned_of(state, "model"))
         model.origin = dict(state["origin"])
     except (RuntimeError, KeyError) as error:
         raise InputError(f"{path} does not fit this version of metricweight: {error}") from None
     return model.eval(), settings, state
+
+
+def learned_of(state: Mapping[str, Any], part: Literal["model", "objective"]) -> Mapping[str, Tensor]:
+    """What the network or the objective of a state has learned: its average, where the training has one."""
+    own = {"model": "module.0.", "objective": "module.1."}[part]
+    average = state.get("average") or {}
+    learned: Mapping[str, Tensor] = state[part]
+    return {name.removeprefix(own): x for name, x in average.items() if name.startswith(own)} or learned
 
 
 def blank(settings: Settings, channels: int) -> Embedder:

@@ -158,11 +158,10 @@ class Objective(nn.Module):
 
     def weighting(self, step: int) -> Weighting | None:
         """How examples are weighed at a step: by `weighting`, else by the first loss of kind "example"; or None."""
-        rows = [part for part in self.rows if LOSSES[part["name"]].kind == "example"]
-        used = self.settings.weighting or next(iter(rows), None)
+        used = self.settings.weighed_by(self.rows)
         return None if used is None else self._weighting(used, step)
 
-    def _weighting(self, part: dict[str, Any], step: int) -> Weighting:
+    def _weighting(self, part: Mapping[str, Any], step: int) -> Weighting:
         return example_weighting(at(part, self._progress(step)))
 
     def _progress(self, step: int) -> float:
@@ -201,6 +200,11 @@ class Objective(nn.Module):
     ) -> tuple["Objective", Tensor, Tensor, Tensor]:
         """What `forward` judged: by which objective, embeddings, their gradients and labels."""
         return self, embeddings, gradient, labels
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether anything here tells classes apart, a classifier or class contexts."""
+        return bool(self.classifiers or self.attentions)
 
     def class_logits(self, x: Tensor, level: int = -1) -> Tensor | None:
         """Logits [B, C] of embeddings [B, D] of a level: of its classifier, or else by the class contexts of its

@@ -11,6 +11,7 @@ from metricweight.data import glyphs
 from metricweight.data.images import Held, Images, digits, from_manifest
 from metricweight.data.loader import Batch, Wanted, auto_workers, batches
 from metricweight.data.split import Indices, split_by_class
+from metricweight.data.tracklets import numbered
 from metricweight.data.transforms import View
 from metricweight.models.backbones import expected_pixels
 from metricweight.progress import say, track
@@ -95,15 +96,10 @@ class Items(NamedTuple):
 
 def items_of(images: Images, indices: Indices) -> Items:
     """The items of the images at `indices`, in the order in which these name them first."""
-    alone = np.arange(len(indices))
     if images.tracklets is None:
-        return Items(alone, indices)
-    tracklets = images.tracklets[indices]
-    _, first, of = np.unique(np.where(tracklets < 0, -1 - alone, tracklets), return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return Items(place[of], indices[first[order]])
+        return Items(np.arange(len(indices)), indices)
+    of, first = numbered(images.tracklets[indices])
+    return Items(of, indices[first])
 
 
 def classes_of(images: Images, indices: Indices, split: str) -> dict[int, int]:

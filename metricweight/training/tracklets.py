@@ -12,12 +12,12 @@ from metricweight.checks import InputError
 from metricweight.confidence import own_probability
 from metricweight.data.images import Images
 from metricweight.data.split import Indices
-from metricweight.data.tracklets import judged_by
+from metricweight.data.tracklets import grouped, judged_by
 from metricweight.models.heads import Embedder
 from metricweight.models.sets import FrameAttention, fused, largest, largest_of_each, of_each, quality
 from metricweight.settings import Settings, TrackletSettings
+from metricweight.training.checkpoint import learned_of
 from metricweight.training.objective import Judged, Objective, attentive, check_used, of_pairs
-from metricweight.training.pictures import items_of
 
 Fuse = Callable[[Tensor, Tensor, int], Tensor]  # frames [n, L D], which item each is of [n], items I -> [I, L D]
 
@@ -58,7 +58,7 @@ class TrackletObjective(nn.Module):
         if asked.fusion == "class_aware" and not (frames and frames.attentions):
             form = settings.attention.form or "poster"
             raise InputError(f"{weighs} frame_losses=[{{name: online_soft_mining}}] and attention.form={form}.")
-        if asked.fusion == "quality" and not (frames and (frames.classifiers or frames.attentions)):
+        if asked.fusion == "quality" and not (frames and frames.tells_apart):
             raise InputError(f"{weighs} frame_losses=[{{name: cce}}], or another loss on logits.")
 
     def forward(self, embeddings: Tensor, labels: Tensor, step: int) -> Judged:
@@ -144,10 +144,7 @@ def objective_for(settings: Settings, labels: Tensor, levels: int, dim: int) -> 
 
 def rebuilt(settings: Settings, state: Mapping[str, Any], model: Embedder) -> Objective | TrackletObjective:
     """The objective of a checkpoint, with what it has learned."""
-    learned: Mapping[str, Tensor] = state["objective"]
-    if average := state.get("average"):
-        own = "module.1."  # of the objective; the network is module.0
-        learned = {name.removeprefix(own): x for name, x in average.items() if name.startswith(own)}
+    learned = learned_of(state, "objective")
     own_labels = ("labels", "sets.labels", "frames.labels")  # a memory has labels too, of what it remembers
     labels = next((learned[name] for name in own_labels if name in learned), torch.arange(2))
     objective = objective_for(settings, labels, model.levels, model.dim)
@@ -167,11 +164,9 @@ def frames_judged(images: Images, indices: Indices, asked: TrackletSettings) -> 
                 "tracklets.test_clip=all and tracklets.test_fusion=mean."
             )
         return indices
-    of = items_of(images, indices).of
-    order = np.lexsort((images.frames[indices], of))
-    starts = np.flatnonzero(np.diff(of[order], prepend=-1))
-    tracklets = np.split(indices[order], starts[1:])
-    return np.concatenate([each[judged_by(len(each), asked.test_clip, asked.test_frames)] for each in tracklets])
+    tracklets = grouped(images.tracklets[indices], images.frames[indices])
+    kept = [rows[judged_by(len(rows), asked.test_clip, asked.test_frames)] for rows in tracklets]
+    return indices[np.concatenate(kept)] if kept else indices
 
 
 def means(frames: Tensor, of: Tensor, count: int) -> Tensor:
@@ -182,7 +177,7 @@ def means(frames: Tensor, of: Tensor, count: int) -> Tensor:
 def knowing(objective: Objective | TrackletObjective) -> Objective | None:
     """What tells identities apart, by a classifier or class contexts: of frames, else of whole clips; None: nothing."""
     each = (objective.frames, objective.sets)
-    return next((x for x in each if x is not None and (x.classifiers or x.attentions)), None)
+    return next((x for x in each if x is not None and x.tells_apart), None)
 
 
 def fuser(settings: Settings, objective: Objective | TrackletObjective | None) -> Fuse:
